@@ -1,0 +1,127 @@
+"""Every error that leaves this package, in one shallow tree.
+
+Each error carries its facts as attributes, composes its own message, and ends with what to do. None ever
+holds a request body, a header or a token: tokens travel in request bodies.
+"""
+
+from __future__ import annotations
+
+
+class FetcherError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class ConfigError(FetcherError):
+    """A mistake in the configuration or on the command line: `place` is where, `cause` what, `cure` what to do."""
+
+    def __init__(self, place: str, cause: str, cure: str) -> None:
+        super().__init__(f"{place}: {cause}. {cure}")
+        self.place = place
+        self.cause = cause
+        self.cure = cure
+
+
+class MissingExtraError(FetcherError):
+    """A feature needs a package that is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an extra. Install it with: pip install 'fetcher[{extra}]'")
+        self.feature = feature
+        self.extra = extra
+
+
+class SinkError(FetcherError):
+    """The sink cannot be used, or failed: `sink` is its URL without any password."""
+
+    def __init__(self, sink: str, cause: str, cure: str) -> None:
+        super().__init__(f"sink {sink}: {cause}. {cure}")
+        self.sink = sink
+        self.cause = cause
+        self.cure = cure
+
+
+class SinkBusyError(SinkError):
+    """Another process writes to this sink now."""
+
+
+class DataError(FetcherError):
+    """The platform sent an order that cannot be read.
+
+    Names the order, the property and the types, never the value (promise P10).
+    """
+
+    def __init__(self, order: str | None, property: str, expected: str, found: str) -> None:  # noqa: A002 the platform's own word
+        super().__init__(
+            f"order {order or '(without a readable Id)'}: {property} should be {expected}, found {found}. "
+            "The platform changed or sent a damaged order; its shard was left for the next run"
+        )
+        self.order = order
+        self.property = property
+        self.expected = expected
+        self.found = found
+
+
+class PlatformError(FetcherError):
+    """The platform answered a call with an error, or did not answer it.
+
+    `operation` is the path's last two parts, `status` the HTTP status (`None`: no answer), `detail` the
+    platform's own message (at most 500 characters), `request_id` its `Request-Id` header, if any.
+    """
+
+    cure = "Try again later"
+
+    def __init__(
+        self, operation: str, detail: str, *, status: int | None = None, request_id: str | None = None
+    ) -> None:
+        answer = f"answered {status}" if status is not None else "failed"
+        reference = f" (request {request_id})" if request_id else ""
+        super().__init__(f"{operation} {answer}: {detail}{reference}. {self.cure}")
+        self.operation = operation
+        self.status = status
+        self.detail = detail
+        self.request_id = request_id
+
+
+class AccessDeniedError(PlatformError):
+    """401 or 403: the token is invalid, expired, disabled or lacks the right."""
+
+    cure = "Check the portfolio's access_token and the client_token, and what they may see"
+
+
+class InvalidRequestError(PlatformError):
+    """Another 4xx: the platform refuses this request, and would refuse it again."""
+
+    cure = "Running it again will not help; report it with the request id if the configured ids are right"
+
+    @property
+    def names_services(self) -> bool:
+        """Whether the platform objects to an id among the `ServiceIds`."""
+        return self.status == 400 and "serviceids" in self.detail.replace(" ", "").lower()
+
+    @property
+    def names_enterprises(self) -> bool:
+        """Whether the platform objects to an id among the `EnterpriseIds`."""
+        return self.status == 400 and "enterpriseids" in self.detail.replace(" ", "").lower()
+
+    @property
+    def names_cursor(self) -> bool:
+        """Whether the platform no longer knows the request's cursor."""
+        return self.status == 400 and "cursor" in self.detail.lower()
+
+
+class TooHeavyError(PlatformError):
+    """408, 413 or a time-out: this request asks for too much at once."""
+
+    cure = "Lower limits.page_size or limits.window_months if it stays"
+
+
+class UnavailableError(PlatformError):
+    """Connection failures, 429 or 5xx that outlasted every retry."""
+
+    cure = "Run again when the platform is well: what is durable is not loaded again"
+
+
+class BadResponseError(PlatformError):
+    """The answer cannot be used: truncated, undecodable, too large, not JSON, or against the contract."""
+
+    cure = "Run again; report it with the request id if it stays"
