@@ -33,7 +33,9 @@ def make_sink(url: str) -> Sink:
     if not colon or module is None:
         schemes = ", ".join(f"{name}:" for name in _MODULES if name != "postgres")
         raise ConfigError(
-            "sink.url", f"its scheme {scheme[:20]!r} is none that can be written to", f"Begin it with one of {schemes}"
+            "sink.url",
+            f"its scheme {scheme[:20]!r} is none that can be written to",
+            f"Begin it with one of {schemes}",
         )
     make: Callable[[str], Sink] = import_module(module).make
     return make(url)

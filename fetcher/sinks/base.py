@@ -57,6 +57,7 @@ _ITEMS = msgspec.json.Decoder(_Items)
 class EncodedPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page in the sink's own form, as `encode` made it: `rows` orders, about `size` bytes in memory."""
 
+    portfolio: str
     rows: int
     size: int
     payload: Any
@@ -126,8 +127,8 @@ class Sink(ABC):
         """
 
     @abstractmethod
-    def commit(self, batch: Batch) -> int:
-        """Make the rows and the progress of `batch` durable together; returns how many rows were new to the sink.
+    def commit(self, batch: Batch) -> Mapping[str, int]:
+        """Make the rows and the progress of `batch` durable together; returns by portfolio how many rows were new.
 
         A keyed sink keeps the version with the newest `updated_utc` of each order, whatever the order of
         arrival. An appending sink leaves out each (`id`, `updated_utc`) that it already holds.

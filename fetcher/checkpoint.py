@@ -1,0 +1,294 @@
+"""What a portfolio's load has reached: records that the sink keeps beside the rows, and what they mean. Pure.
+
+The rules that cannot be broken: a record never claims more than the rows committed with it (promise P3), and the
+records' size follows the services and the walks that are open, not the history.
+
+    NAME/run                     how the last run went (`RunRecord`)
+    NAME/SELECTION/batch/KEY     a batch of services (`BatchRecord`)
+    NAME/SELECTION/done/KEY      what the batch's finished walks stand for: [[start, end], ...]
+    NAME/SELECTION/open/KEY      a walk that is under way, and its cursor (`OpenRecord`)
+    NAME/SELECTION/bad/SERVICE   a service that the platform refuses, and when it is to be tried again
+
+SELECTION is `all`, or a digest of the states: another filter is another selection, with progress of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import reduce
+from hashlib import blake2b
+from typing import TypeVar
+
+import msgspec
+
+from fetcher.plan import ServiceRef, Shard
+from fetcher.progress import Failure
+from fetcher.windows import Window, Windows, intersection, union
+
+T = TypeVar("T")
+
+
+class BatchRecord(msgspec.Struct, frozen=True):
+    """The services of a batch."""
+
+    service_ids: tuple[str, ...]
+    enterprise_id: str | None = None
+
+
+class OpenRecord(msgspec.Struct, frozen=True):
+    """A walk under way: all that is newer than its cursor is durable."""
+
+    batch: str
+    window: Window
+    settled: datetime
+    cursor: str | None
+    """`None`: it starts again, and what it committed before will come a second time."""
+    count: int
+    """The page size that last went well."""
+    open_ended: bool = False
+    repeats: bool = False
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a portfolio's last run went."""
+
+    selection: str
+    began: datetime
+    ended: datetime | None = None
+    """`None`: it is running, or was killed."""
+    outcome: str = "running or killed"
+    watermark: datetime | None = None
+    failed: tuple[Failure, ...] = ()
+
+
+class PortfolioStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What `fetcher status` tells of a portfolio."""
+
+    portfolio: str
+    watermark: datetime | None
+    last_run_ended: datetime | None
+    last_run: str
+    shards_open: int
+    failed: tuple[Failure, ...]
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a walk stands: the cursor of the next request (`None`: the newest), and the page size to ask for."""
+
+    cursor: str | None
+    count: int
+
+
+def selection_key(states: Iterable[str] | None) -> str:
+    """Names a filter by states: `all`, or a digest."""
+    if states is None:
+        return "all"
+    return blake2b(",".join(sorted(states)).encode(), digest_size=6).hexdigest()
+
+
+class Checkpoint:
+    """One portfolio's progress within one selection: reads the records, and says which ones change.
+
+    Args:
+        portfolio: its name.
+        states: the filter; `None` is none.
+        records: all records that the sink holds.
+    """
+
+    def __init__(self, portfolio: str, states: Iterable[str] | None, records: Mapping[str, str]) -> None:
+        self.portfolio = portfolio
+        self.selection = selection_key(states)
+        self._prefix = f"{portfolio}/{self.selection}/"
+        mine = {name: text for name, text in records.items() if name.startswith(f"{portfolio}/")}
+        run_text = mine.get(f"{portfolio}/run")
+        self.last_run = None if run_text is None else msgspec.json.decode(run_text, type=RunRecord)
+        self.other_selections = any(not name.startswith(self._prefix) and name != f"{portfolio}/run" for name in mine)
+        self._batches = self._read(mine, "batch", BatchRecord)
+        self._done = self._read(mine, "done", Windows)
+        self._open = self._read(mine, "open", OpenRecord)
+        self._bad = self._read(mine, "bad", datetime)
+        self._changes: dict[str, str | None] = {}
+
+    def covered(self) -> dict[str, Windows]:
+        """By service id, the instants that finished walks stand for."""
+        covered: dict[str, Windows] = {}
+        for key, windows in self._done.items():
+            for service in self._batches[key].service_ids if key in self._batches else ():
+                covered[service] = union((*covered.get(service, ()), *windows)) if service in covered else windows
+        return covered
+
+    def begun(self) -> list[tuple[Shard, Position]]:
+        """The walks that were under way, and where to go on."""
+        walks: list[tuple[Shard, Position]] = []
+        for record in self._open.values():
+            if (batch := self._batches.get(record.batch)) is not None:
+                shard = Shard(
+                    service_ids=batch.service_ids,
+                    window=record.window,
+                    enterprise_id=batch.enterprise_id,
+                    settled=record.settled,
+                    open_ended=record.open_ended,
+                    repeats=record.repeats,
+                )
+                walks.append((shard, Position(record.cursor, record.count)))
+        return walks
+
+    def bad_services(self) -> dict[str, datetime]:
+        """Services that the platform refused, by id, and when to try each again."""
+        return dict(self._bad)
+
+    @property
+    def empty(self) -> bool:
+        """Whether this selection has no progress at all."""
+        return not (self._done or self._open)
+
+    def forget(self) -> None:
+        """Start over: drop every record of this selection (`--full`)."""
+        for kind, records in self._kinds():
+            for key in list(records):
+                self._remove(kind, key)
+
+    def regroup(self, services: Iterable[ServiceRef], batches: Iterable[Shard], keep: Iterable[Shard]) -> None:
+        """Write what is covered by today's batches, so that records of batches that are no more can go.
+
+        Without it each service that turns up or goes would leave a batch behind.
+
+        Args:
+            services: all services of the selection.
+            batches: shards whose batches are walked now.
+            keep: walks that go on.
+        """
+        covered = self.covered()
+        kept = list(keep)
+        wanted: dict[str, BatchRecord] = {}
+        done: dict[str, Windows] = {}
+        batched: set[str] = set()
+        for shard in batches:
+            if shard.batch_key in wanted:
+                continue
+            wanted[shard.batch_key] = BatchRecord(shard.service_ids, shard.enterprise_id)
+            batched.update(shard.service_ids)
+            done[shard.batch_key] = reduce(intersection, (covered.get(service, ()) for service in shard.service_ids))
+        rest: dict[tuple[str, Windows], list[str]] = {}
+        for service in sorted(services):
+            if service.id not in batched and covered.get(service.id):
+                rest.setdefault((service.enterprise_id, covered[service.id]), []).append(service.id)
+        for (enterprise, windows), ids in rest.items():
+            record = BatchRecord(tuple(ids), enterprise)
+            shard = Shard(service_ids=record.service_ids, window=windows[0], settled=windows[0].end)
+            wanted[shard.batch_key], done[shard.batch_key] = record, windows
+        for shard in kept:
+            wanted.setdefault(shard.batch_key, BatchRecord(shard.service_ids, shard.enterprise_id))
+        self._replace("batch", self._batches, wanted)
+        self._replace("done", self._done, {key: windows for key, windows in done.items() if windows})
+        open_keys = {shard.key for shard in kept}
+        self._replace("open", self._open, {key: open_ for key, open_ in self._open.items() if key in open_keys})
+
+    def advance(self, shard: Shard, position: Position) -> None:
+        """A page of the shard is in the batch that is committed next; the walk goes on at `position`."""
+        if position.cursor is None and not shard.repeats:
+            return  # nothing of it was committed: it is as if it had not begun
+        self._know_batch(shard)
+        record = OpenRecord(
+            shard.batch_key,
+            shard.window,
+            shard.settled,
+            position.cursor,
+            position.count,
+            shard.open_ended,
+            shard.repeats,
+        )
+        self._write("open", shard.key, record)
+
+    def finish(self, shard: Shard) -> None:
+        """The shard's last page is in the batch that is committed next."""
+        self.drop(shard)
+        if shard.stands_for:
+            self._know_batch(shard)
+            self._write("done", shard.batch_key, union((*self._done.get(shard.batch_key, ()), *shard.stands_for)))
+
+    def drop(self, shard: Shard) -> None:
+        """The shard is walked no more: it is finished, or was split into others."""
+        if shard.key in self._open:
+            self._remove("open", shard.key)
+
+    def mark_bad(self, service_id: str, retry_at: datetime) -> None:
+        """The platform refuses this service; it is left out until then."""
+        self._write("bad", service_id, retry_at)
+
+    def mark_good(self, service_id: str) -> None:
+        """The platform takes this service (again)."""
+        if service_id in self._bad:
+            self._remove("bad", service_id)
+
+    def record_run(self, run: RunRecord) -> None:
+        """How the run goes, or went."""
+        self.last_run = run
+        self._changes[f"{self.portfolio}/run"] = _text(run)
+
+    def take_changes(self) -> dict[str, str | None]:
+        """The records that changed since the last call: to be committed with the rows they stand for."""
+        changes, self._changes = self._changes, {}
+        return changes
+
+    def _know_batch(self, shard: Shard) -> None:
+        if shard.batch_key not in self._batches:
+            self._write("batch", shard.batch_key, BatchRecord(shard.service_ids, shard.enterprise_id))
+
+    def _kinds(self) -> list[tuple[str, dict[str, object]]]:
+        return [
+            ("batch", self._batches),  # type: ignore[list-item]
+            ("done", self._done),
+            ("open", self._open),
+            ("bad", self._bad),
+        ]
+
+    def _read(self, records: Mapping[str, str], kind: str, type_: type[T]) -> dict[str, T]:
+        prefix = f"{self._prefix}{kind}/"
+        return {
+            name.removeprefix(prefix): msgspec.json.decode(text, type=type_)
+            for name, text in records.items()
+            if name.startswith(prefix)
+        }
+
+    def _records(self, kind: str) -> dict[str, object]:
+        return dict(self._kinds())[kind]
+
+    def _write(self, kind: str, key: str, record: object) -> None:
+        self._records(kind)[key] = record
+        self._changes[f"{self._prefix}{kind}/{key}"] = _text(record)
+
+    def _remove(self, kind: str, key: str) -> None:
+        del self._records(kind)[key]
+        self._changes[f"{self._prefix}{kind}/{key}"] = None
+
+    def _replace(self, kind: str, old: Mapping[str, T], new: Mapping[str, T]) -> None:
+        for key in [key for key in old if key not in new]:
+            self._remove(kind, key)
+        for key, record in new.items():
+            if old.get(key) != record:
+                self._write(kind, key, record)
+
+
+def describe(records: Mapping[str, str]) -> list[PortfolioStatus]:
+    """What the records of a sink say of each portfolio, by name."""
+    statuses: list[PortfolioStatus] = []
+    for name in sorted({record.partition("/")[0] for record in records}):
+        run_text = records.get(f"{name}/run")
+        run = None if run_text is None else msgspec.json.decode(run_text, type=RunRecord)
+        statuses.append(
+            PortfolioStatus(
+                portfolio=name,
+                watermark=run.watermark if run else None,
+                last_run_ended=run.ended if run else None,
+                last_run=run.outcome if run else "running or killed",
+                shards_open=sum(record.startswith(f"{name}/") and "/open/" in record for record in records),
+                failed=run.failed if run else (),
+            )
+        )
+    return statuses
+
+
+def _text(record: object) -> str:
+    return msgspec.json.encode(record).decode()

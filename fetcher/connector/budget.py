@@ -1,0 +1,223 @@
+"""The guard of one access token's limit (promise P4).
+
+The rule that cannot be broken: never more than `requests` of a token reach the platform in any `per_seconds`,
+whatever the latency. We know when a request was sent and when it was answered, never when it arrived; it arrived
+before its answer did. So a slot is taken when a request is sent, and is free again `per_seconds` after the
+*response*: the next request that uses the slot is sent then, hence arrives later than that.
+(An `AsyncLimiter(200, 30)` admits 399 requests into one window of 30 seconds: its bucket drains while it fills.)
+
+The steady rate is requests / (per_seconds + latency): at 200 in 30 seconds and half a second of latency, 98 %.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from typing import Protocol
+
+
+class SlotMemory(Protocol):
+    """Where the times until which slots are held outlast the process; times are `loop.time()` seconds."""
+
+    def held(self) -> list[float]:
+        """The times, later than now, until which an earlier process holds slots."""
+        ...
+
+    def hold(self, place: int, until: float) -> None:
+        """Remember that the slot numbered `place` is held until then."""
+        ...
+
+
+class Slot:
+    """The right to send one request. Whoever has it says how that ended, by exactly one of its methods."""
+
+    __slots__ = ("_budget", "_place", "_sent_at")
+
+    def __init__(self, budget: RequestBudget, place: int, sent_at: float) -> None:
+        self._budget = budget
+        self._place = place
+        self._sent_at = sent_at
+
+    def answered(self) -> None:
+        """The platform answered: the slot is free `per_seconds` from now."""
+        self._budget.give_back(self._place, after_arrival=0)
+
+    def refused(self) -> None:
+        """The platform answered 429. Whether it counted the request is unknown, so it is taken to have."""
+        self._budget.give_back(self._place, after_arrival=0)
+        self._budget.lower_share(self._sent_at)
+
+    def broken(self) -> None:
+        """No answer came, but the request may have left: it may still arrive until `arrival_seconds` after it was sent."""
+        age = self._budget.now() - self._sent_at
+        self._budget.give_back(self._place, after_arrival=max(0.0, self._budget.arrival_seconds - age))
+
+    def unsent(self) -> None:
+        """The request never left: the slot is free at once."""
+        self._budget.give_back(self._place, after_arrival=None)
+
+
+class RequestBudget:
+    """At most `requests` of one access token in any `per_seconds`, for the tasks of one event loop.
+
+    Waiters are served in order, by one timer. Where other programs use the same token, the platform refuses
+    requests that the budget allows; the *share* that may be used then falls below `requests`, and grows back
+    (promise P5): a refusal sets it a little under what was accepted, half a window later it begins to grow, and
+    a window after that it is whole again, unless refused again.
+
+    Args:
+        requests: slots of the window, 1 or more.
+        per_seconds: length of the window, in seconds.
+        arrival_seconds: how long after it was sent a request without an answer may still arrive.
+        memory: what outlasts the process; `None`: nothing does.
+    """
+
+    SHARE_KEPT = 0.95
+    """Of what was accepted when the platform refuses: less wastes more, more is refused more often."""
+    GROWTH_DELAY = 0.4
+    """Windows after a refusal until the share grows again."""
+    GROWTH_WINDOWS = 1.2
+    """Windows in which the share grows from nothing to all. With the delay: under two windows in all."""
+
+    def __init__(
+        self,
+        requests: int,
+        per_seconds: float,
+        *,
+        arrival_seconds: float = 60.0,
+        memory: SlotMemory | None = None,
+    ) -> None:
+        self.requests = requests
+        self.per_seconds = per_seconds
+        self.arrival_seconds = arrival_seconds
+        self._memory = memory
+        # All mutable state; it changes in `acquire`, `give_back`, `pause`, `lower_share` and `_serve`, none of which
+        # waits in between, so every task sees it whole.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sent = 0  # slots of requests on their way
+        self._held: list[tuple[float, int]] = []  # heap: until when, and the slot's number
+        self._places = list(range(requests))  # numbers of free slots
+        self._waiters: deque[asyncio.Future[int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused_until = 0.0
+        self._share = float(requests)  # as of `_share_since`; it has grown since then
+        self._share_since = 0.0
+
+    @property
+    def used(self) -> int:
+        """Slots that are not free now: on their way, or sent within the window."""
+        self._release()
+        return self._sent + len(self._held)
+
+    @property
+    def share(self) -> int:
+        """How many slots may be used now: `requests`, or fewer while others use the token too."""
+        growing = self.now() - self._share_since - self.GROWTH_DELAY * self.per_seconds
+        grown = max(0.0, growing) * self.requests / (self.GROWTH_WINDOWS * self.per_seconds)
+        return min(self.requests, int(self._share + grown))
+
+    @property
+    def paused_seconds(self) -> float:
+        """How long the platform asked to wait, from now; 0 if it did not."""
+        return max(0.0, self._paused_until - self.now())
+
+    def now(self) -> float:
+        """The event loop's time, in seconds."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._recall()
+        return self._loop.time()
+
+    async def acquire(self) -> Slot:
+        """Wait for a slot, behind all who wait already. Cancelled while it waits, it takes none."""
+        self._serve()
+        if not self._waiters and self._available():
+            return Slot(self, self._take(), self.now())
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._serve()
+        try:
+            place = await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # granted and cancelled in the same turn of the loop
+                self.give_back(waiter.result(), after_arrival=None)
+            raise
+        return Slot(self, place, self.now())
+
+    def pause(self, seconds: float) -> None:
+        """Grant nothing for `seconds` from now (what the platform's Retry-After asks of every walk of the token)."""
+        self._paused_until = max(self._paused_until, self.now() + seconds)
+        self._serve()
+
+    def give_back(self, place: int, *, after_arrival: float | None) -> None:
+        """Free a slot `per_seconds` after its request has arrived, `after_arrival` seconds from now; `None`: at once."""
+        self._sent -= 1
+        if after_arrival is None:
+            self._places.append(place)
+            self._remember(place, 0.0)
+        else:
+            until = self.now() + after_arrival + self.per_seconds
+            heapq.heappush(self._held, (until, place))
+            self._remember(place, until)
+        self._serve()
+
+    def lower_share(self, sent_at: float) -> None:
+        """The platform refused a request sent at `sent_at`: somebody else uses the token, or the limit is lower."""
+        if sent_at <= self._share_since:
+            return  # one crowd of refusals, one step
+        accepted = len(self._held) - 1
+        self._share = max(1.0, min(self.share, accepted) * self.SHARE_KEPT)
+        self._share_since = self.now()
+
+    def _available(self) -> bool:
+        return self._sent + len(self._held) < self.share and self.now() >= self._paused_until
+
+    def _take(self) -> int:
+        self._sent += 1
+        place = self._places.pop()
+        # Should the process be killed now, the request may still arrive for a while.
+        self._remember(place, self.now() + self.arrival_seconds + self.per_seconds)
+        return place
+
+    def _release(self) -> None:
+        now = self.now()
+        while self._held and self._held[0][0] <= now:
+            self._places.append(heapq.heappop(self._held)[1])
+
+    def _serve(self) -> None:
+        """Grant what can be granted, and set the timer for the next time that something can."""
+        self._release()
+        while self._waiters and (self._waiters[0].done() or self._available()):
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(self._take())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiters and (wake := self._next_change()) is not None:
+            self._timer = asyncio.get_running_loop().call_at(wake, self._serve)
+
+    def _next_change(self) -> float | None:
+        """The earliest time at which a waiter may be served; `None` if only `give_back` can bring it about."""
+        now = self.now()
+        if now < self._paused_until:
+            return self._paused_until
+        times = [self._held[0][0]] if self._held else []
+        if (share := self.share) < self.requests:
+            growth = self.GROWTH_WINDOWS * self.per_seconds / self.requests
+            begins = self._share_since + self.GROWTH_DELAY * self.per_seconds
+            times.append(
+                max(now, begins) + max((share + 1 - self._share) * growth - max(0.0, now - begins), growth / 8)
+            )
+        return min(times, default=None)
+
+    def _recall(self) -> None:
+        if self._memory is None:
+            return
+        for until in sorted(self._memory.held(), reverse=True)[: self.requests]:
+            heapq.heappush(self._held, (until, self._places.pop()))
+
+    def _remember(self, place: int, until: float) -> None:
+        if self._memory is not None:
+            self._memory.hold(place, until)

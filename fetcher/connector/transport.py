@@ -1,0 +1,165 @@
+"""How bytes get to the platform and back: one small interface, and its implementation over aiohttp.
+
+The rules that cannot be broken: no redirect is followed (it would carry the tokens elsewhere), an answer takes
+bounded memory however it is compressed, and no error repeats anything of a request.
+"""
+
+from __future__ import annotations
+
+import ssl
+import zlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import aiohttp
+import msgspec
+
+try:
+    from isal import isal_zlib as inflate  # the `speed` extra: a quarter of zlib's time
+except ImportError:
+    inflate: Any = zlib
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer, whole: its body decompressed."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By case-insensitive name."""
+    body: bytes
+
+
+class TransportError(Exception):
+    """There is no usable answer. `kind` tells what is known of the request.
+
+    `unsent`: it never left. `broken`: it may have arrived. `timeout`: it probably arrived, and took too long.
+    `too large`, `corrupt`: it was answered, with a body over the bound, or one that does not decompress.
+    """
+
+    def __init__(self, kind: Literal["unsent", "broken", "timeout", "too large", "corrupt"], detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+
+
+class Transport(Protocol):
+    """Posts a JSON body to a path below the platform's connector root."""
+
+    async def post(self, path: str, body: bytes) -> Reply:
+        """Send it once, and receive the whole answer.
+
+        Raises:
+            TransportError: there is no usable answer.
+        """
+        ...
+
+
+class HttpTransport:
+    """Transport over HTTP. Use it as an async context manager.
+
+    Args:
+        address: scheme, host and port.
+        seconds: how long one request and its answer may take.
+        body_bytes: how large an answer may be, decompressed.
+    """
+
+    CONNECT_SECONDS = 15.0
+    """For a name, a connection and its TLS: beyond it the platform is out of reach, not slow."""
+
+    def __init__(self, address: str, *, seconds: float, body_bytes: int) -> None:
+        self._root = f"{address}/api/connector/v1/"
+        self._seconds = seconds
+        self._body_bytes = body_bytes
+        # A proxy named in the environment sees what is not encrypted, so only https may go through one.
+        self._trust_env = address.startswith("https:")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> HttpTransport:
+        self._session = aiohttp.ClientSession(
+            # The walks bound the connections; the pool must not.
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=self._seconds, connect=min(self._seconds, self.CONNECT_SECONDS)),
+            headers={
+                "Content-Type": "application/json",
+                "Accept-Encoding": "gzip",
+                "Prefer": "return=minimal",
+            },
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,  # so that the bound is ours, and ISA-L may do it
+            trust_env=self._trust_env,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(self, path: str, body: bytes) -> Reply:
+        """See `Transport.post`."""
+        if self._session is None:
+            raise RuntimeError("HttpTransport is used outside its `async with`")
+        try:
+            async with self._session.post(self._root + path, data=body, allow_redirects=False) as response:
+                raw = await self._read(response)
+                encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+                return Reply(response.status, response.headers, self._decompress(raw, encoding))
+        except TimeoutError as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise TransportError("unsent", "no connection within the time-out") from None
+            raise TransportError("timeout", f"no answer within {self._seconds:g} seconds") from None
+        except aiohttp.ClientConnectorError as error:
+            # Its text names host and port, which the user configured, and the system's reason.
+            raise TransportError("unsent", _reason(error.os_error)) from None
+        except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
+            # The text of other errors may quote what was received: the kind must do.
+            raise TransportError("broken", f"the connection broke ({type(error).__name__})") from None
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        announced = response.content_length
+        if announced is not None and announced <= self._body_bytes:
+            return await response.read()
+        chunks: list[bytes] = []
+        size = 0
+        if announced is None:
+            async for chunk in response.content.iter_any():
+                size += len(chunk)
+                chunks.append(chunk)
+                if size > self._body_bytes:
+                    break
+            else:
+                return b"".join(chunks)
+        response.close()  # what is left of the body is not read, so the connection cannot be used again
+        raise self._too_large()
+
+    def _decompress(self, raw: bytes, encoding: str) -> bytes:
+        if encoding in ("identity", "") or not raw:
+            return raw
+        if encoding not in ("gzip", "x-gzip"):
+            raise TransportError("corrupt", "the answer is compressed in a way that was not asked for")
+        pieces: list[bytes] = []
+        room = self._body_bytes
+        while raw:
+            member = inflate.decompressobj(wbits=31)
+            try:
+                piece = member.decompress(raw, room + 1)
+            except (zlib.error, inflate.error):
+                raise TransportError("corrupt", "the answer's gzip data is corrupt") from None
+            room -= len(piece)
+            if room < 0:
+                raise self._too_large()
+            if not member.eof:
+                raise TransportError("corrupt", "the answer's gzip data is cut off")
+            pieces.append(piece)
+            raw = member.unused_data
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_large(self) -> TransportError:
+        limit = self._body_bytes / 2**20
+        return TransportError("too large", f"the answer is larger than {limit:g} MiB (limits.body_mebibytes)")
+
+
+def _reason(error: OSError) -> str:
+    return f"no connection to the platform ({error.strerror or type(error).__name__})"

@@ -1,0 +1,524 @@
+"""One portfolio's load: discover, plan, walk, close; what fails is named and left for the next run.
+
+A run's end is fixed at its start, by the platform's clock. While it reads, orders change and so leave windows that
+were not read yet; they turn up after the run's end. So a run closes by reading what changed since its end, packed
+across enterprises, again and again until one request per batch gives all there is: then nothing moved unseen
+(promise P1). Services whose whole run was one such request need no closing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from fetcher.checkpoint import Checkpoint, Position, RunRecord
+from fetcher.config import Config, PortfolioConfig
+from fetcher.connector.client import Connector
+from fetcher.connector.operations import (
+    ENTERPRISES,
+    EnterprisesRequest,
+    Interval,
+    Limitation,
+    OrdersOperation,
+    OrdersRequest,
+)
+from fetcher.connector.types import utc_text
+from fetcher.discovery import Discovered, discover
+from fetcher.errors import AccessDeniedError, DataError, InvalidRequestError, PlatformError
+from fetcher.plan import Shard, Target, closing_shards, plan
+from fetcher.progress import Failure, Tally
+from fetcher.refused import find_refused
+from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
+from fetcher.windows import Window, Windows, union
+from fetcher.writer import Delivery
+
+log = logging.getLogger("fetcher")
+
+Send = Callable[[Delivery], Awaitable[None]]
+
+
+class Item(msgspec.Struct, frozen=True):
+    """A shard to walk, from a position on."""
+
+    shard: Shard
+    position: Position
+    lineage: Lineage
+    closing: bool = False
+    """Whether it is read to close the run: no later run has to know where it stands."""
+    attempts: int = 0
+
+
+class PortfolioLoad:
+    """Loads one portfolio within one run.
+
+    Args:
+        config: the whole configuration.
+        portfolio: which portfolio.
+        connector: calls for its token.
+        checkpoint: its progress.
+        tally: where it tells what it does.
+        send: takes what it loads.
+        full: whether to read everything again, whatever is covered.
+        claimed: services that a portfolio of this run loads, by id; shared by all loads of the run.
+    """
+
+    CLOSING_ROUNDS = 8
+    """Each round reads what changed during the round before, which took a fraction of its time."""
+    CONFIRM_SECONDS = 2.0
+    """Between a refused token and asking once more: what is revoked stays so, what hiccups does not."""
+    ATTEMPTS = 3
+    """Walks of a shard that is refused for no reason that can be found."""
+    BAD_AGAIN = timedelta(days=1)
+    """How long a refused service is left alone."""
+
+    def __init__(
+        self,
+        config: Config,
+        portfolio: PortfolioConfig,
+        connector: Connector,
+        checkpoint: Checkpoint,
+        tally: Tally,
+        send: Send,
+        *,
+        full: bool,
+        claimed: dict[str, str],
+    ) -> None:
+        self._config = config
+        self._portfolio = portfolio
+        self._connector = connector
+        self._checkpoint = checkpoint
+        self._tally = tally
+        self._send = send
+        self._full = full
+        self._claimed = claimed
+        self._operation = OrdersOperation()
+        self._queue: deque[Item] = deque()
+        self._workers = 0
+        self._group: TaskGroup | None = None
+        self._moving: set[str] = set()  # services of which orders may have moved unseen
+        self._bad: dict[str, PlatformError] = {}
+        self._asking = anyio.Lock()  # one at a time finds out what is refused; the others use what it found
+        self._began: datetime | None = None
+
+    async def run(self) -> None:
+        """Load it. Failures end up in the tally; only cancellation comes out."""
+        started = anyio.current_time()
+        target: Target | None = None
+        try:
+            self._tally.phase = "discovering"
+            found = await self._discover()
+            target = self._target()
+            await self._load(found, target)
+        except _PortfolioFailedError as failure:
+            self._fail(None, failure.error)
+        except PlatformError as error:
+            self._fail(None, error)
+        finally:
+            self._tally.seconds = anyio.current_time() - started
+        await self._deliver_news(partial(self._end_run, target))
+
+    async def plan(self) -> tuple[Discovered, Target]:
+        """What there is to load, for `fetcher plan`; asks for enterprises and services alone.
+
+        Raises:
+            PlatformError: the platform does not tell.
+        """
+        found = await self._discover()
+        return found, self._target()
+
+    async def interrupt(self) -> None:
+        """The run is stopped: note it, for whoever asks what the sink holds."""
+        if self._tally.phase in ("done", "failed"):
+            return
+        self._tally.phase = "stopped"
+        self._tally.watermark = self._watermark_before()
+        if self._began is not None:
+            record = self._record("interrupted", self._watermark_before())
+            await self._deliver_news(partial(self._checkpoint.record_run, record))
+
+    # Discovery and plan
+
+    async def _discover(self) -> Discovered:
+        found = await discover(self._connector, self._portfolio.enterprise_ids, self._portfolio.service_ids)
+        for id_, error in found.refused.items():
+            self._tally.failed.append(
+                Failure(portfolio=self._portfolio.name, error=f"{id_}: {error}", request_id=error.request_id)
+            )
+        services = tuple(
+            service
+            for service in found.services
+            if self._claimed.setdefault(service.id, self._portfolio.name) == self._portfolio.name
+        )
+        if len(services) < len(found.services):
+            others = len(found.services) - len(services)
+            log.warning("%s: %d services are loaded by another portfolio", self._portfolio.name, others)
+        self._tally.enterprises = len(found.enterprises)
+        self._tally.services = len(services)
+        return Discovered(found.enterprises, services, found.refused)
+
+    def _target(self) -> Target:
+        orders = self._config.orders
+        now = self._connector.platform.clock.now()
+        settled_end = (now - timedelta(seconds=orders.settle_seconds)).replace(microsecond=0)
+        end = settled_end if orders.updated_until is None else min(settled_end, orders.updated_until)
+        start = orders.updated_from.replace(microsecond=0)
+        settled = min(end, settled_end - timedelta(seconds=round(orders.overlap_seconds)))
+        self._began = now
+        return Target(
+            window=Window(start, max(start, end)),
+            settled=settled,
+            open_ended=orders.updated_until is None,
+            months=self._config.limits.window_months,
+            shard_by=self._config.limits.shard_by,
+        )
+
+    def shards(self, found: Discovered, target: Target) -> tuple[list[Shard], list[tuple[Shard, Position]]]:
+        """The shards that are missing, and the walks that go on."""
+        checkpoint = self._checkpoint
+        known = {service.id for service in found.services}
+        covered = dict(checkpoint.covered())
+        going_on: list[tuple[Shard, Position]] = []
+        tainted: dict[str, Windows] = {}
+        for shard, position in checkpoint.begun():
+            if known.issuperset(shard.service_ids):
+                going_on.append((shard, position))
+            for service in shard.service_ids:
+                if (shard, position) in going_on[-1:]:
+                    covered[service] = (*covered.get(service, ()), *shard.stands_for)
+                else:
+                    tainted[service] = (*tainted.get(service, ()), shard.window)
+        if checkpoint.other_selections or self._full:
+            tainted = dict.fromkeys(known, (target.window,))
+        merged = {service: union(windows) for service, windows in covered.items()}
+        return plan(found.services, merged, target, tainted), going_on
+
+    # Loading
+
+    async def _load(self, found: Discovered, target: Target) -> None:
+        checkpoint = self._checkpoint
+        self._announce(checkpoint)
+        if self._full:
+            checkpoint.forget()
+        self._recall_bad()
+        shards, going_on = self.shards(found, target)
+        checkpoint.regroup(found.services, shards, [shard for shard, _ in going_on])
+        checkpoint.record_run(self._record("running or killed", self._watermark_before()))
+        page_size = self._config.limits.page_size
+        items = [Item(shard, position, Lineage()) for shard, position in going_on]
+        items += [Item(shard, Position(None, page_size), Lineage()) for shard in shards]
+        # Only services with a single shard can be read at once; the others may have moved between shards.
+        walks = Counter(service for item in items for service in item.shard.service_ids)
+        self._moving = {service for service, count in walks.items() if count > 1}
+        self._tally.phase = "loading"
+        await self._walk_all(items, found)
+        if target.open_ended:
+            await self._close(found, target)
+
+    async def _close(self, found: Discovered, target: Target) -> None:
+        """Read what changed since the run's end, until nothing moved while it was read."""
+        self._tally.phase = "closing"
+        start = target.window.end
+        clock = self._connector.platform.clock
+        for _ in range(self.CLOSING_ROUNDS):
+            moving = [service for service in found.services if service.id in self._moving - self._bad.keys()]
+            if not moving:
+                return
+            self._moving = set()
+            now = clock.now().replace(microsecond=0)
+            window = Window(start, max(now, start + timedelta(seconds=1)))
+            position = Position(None, self._config.limits.page_size)
+            shards = closing_shards(moving, window, target.settled)
+            await self._walk_all([Item(shard, position, Lineage(), closing=True) for shard in shards], found)
+            start = max(start, now - timedelta(seconds=round(self._config.orders.settle_seconds)))
+        if self._moving:
+            what = "orders change faster than they can be read"
+            self._fail_text(f"{what}; the next run goes on from here. Run again at a quieter time")
+
+    def _announce(self, checkpoint: Checkpoint) -> None:
+        name = self._portfolio.name
+        if self._full:
+            log.info("%s: everything is read again, as asked", name)
+        elif checkpoint.other_selections and checkpoint.empty:
+            log.warning("%s: the states differ from those of earlier runs: their whole history is read", name)
+
+    def _recall_bad(self) -> None:
+        now = self._connector.platform.clock.now()
+        for service, retry_at in self._checkpoint.bad_services().items():
+            if retry_at > now and not self._full:
+                error = InvalidRequestError(
+                    self._operation.path,
+                    f"refused before, to be tried again after {utc_text(retry_at)}",
+                    status=400,
+                )
+                self._note_bad(service, error)
+
+    # Walking
+
+    async def _walk_all(self, items: Iterable[Item], found: Discovered) -> None:
+        self._queue.extend(items)
+        self._tally.shards_planned += len(self._queue)
+        scope = Scope(
+            portfolio=self._portfolio.name,
+            connector=self._connector,
+            operation=self._operation,
+            enterprise_ids={service.id: service.enterprise_id for service in found.services},
+            states=self._config.orders.states,
+            page_size=self._config.limits.page_size,
+        )
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                self._hire(scope)
+        except* (_PortfolioFailedError, PlatformError) as errors:
+            self._queue.clear()
+            raise first_error(errors) from None
+
+    def _hire(self, scope: Scope) -> None:
+        """Have as many workers as there is work for, up to the limit."""
+        idle = self._config.limits.walks - self._workers
+        for _ in range(min(idle, len(self._queue))):
+            self._workers += 1
+            if self._group is not None:
+                self._group.start_soon(self._work, scope)
+
+    async def _work(self, scope: Scope) -> None:
+        try:
+            while self._queue:
+                await self._walk(self._queue.popleft(), scope)
+        finally:
+            self._workers -= 1
+
+    def _requeue(self, items: Sequence[Item], scope: Scope) -> None:
+        """Parts of a shard go first: they are what the newest-first order has got to."""
+        self._queue.extendleft(reversed(items))
+        self._tally.shards_planned += len(items)
+        self._hire(scope)
+
+    async def _walk(self, item: Item, scope: Scope) -> None:
+        """Walk one item to its end, its split, or its failure."""
+        if item.lineage.rejected:
+            return
+        if not self._bad.keys().isdisjoint(item.shard.service_ids):
+            await self._leave_out_bad(item, item.shard, item.position, scope)
+            return
+        walk = Walk(scope, item.shard, item.position, item.lineage)
+        try:
+            outcome = await walk.run(partial(self._deliver, item))
+        except _RejectedError:
+            return
+        except InvalidRequestError as error:
+            if not error.names_services:
+                self._fail(item, error)
+            else:
+                await self._find_bad(item, walk, error, scope)
+        except AccessDeniedError as error:
+            await self._confirm_denied(error)
+            await self._find_bad(item, walk, error, scope)
+        except (PlatformError, DataError) as error:
+            if self._connector.platform.circuit.given_up and isinstance(error, PlatformError):
+                raise _PortfolioFailedError(error) from None
+            self._fail(item, error)
+        else:
+            if isinstance(outcome, Split):
+                await self._split(item, walk.shard, outcome, scope)
+            else:
+                self._finished(item, outcome)
+
+    def _finished(self, item: Item, outcome: Finished) -> None:
+        self._tally.shards_done += 1
+        if not (outcome.at_once and item.shard.open_ended):
+            self._moving.update(item.shard.service_ids)
+
+    async def _split(self, item: Item, shard: Shard, split: Split, scope: Scope) -> None:
+        parts = [msgspec.structs.replace(item, shard=part, position=position) for part, position in split.parts]
+        self._moving.update(shard.service_ids)
+        self._tally.shards_planned -= 1
+        if not item.closing:
+            await self._deliver_news(partial(self._note_split, item, shard, split))
+        self._requeue(parts, scope)
+
+    def _note_split(self, item: Item, shard: Shard, split: Split) -> None:
+        if item.lineage.rejected:
+            return
+        self._checkpoint.drop(shard)
+        for part, position in split.parts:
+            self._checkpoint.advance(part, position)
+
+    # What is refused
+
+    async def _confirm_denied(self, error: AccessDeniedError) -> None:
+        """Find out whether the token is refused altogether; if it is, that ends this portfolio, and only this."""
+        async with self._asking:
+            await anyio.sleep(self.CONFIRM_SECONDS)
+            try:
+                await self._connector.call(ENTERPRISES, EnterprisesRequest(Limitation(1)))
+            except AccessDeniedError:
+                raise _PortfolioFailedError(error) from None
+
+    async def _find_bad(self, item: Item, walk: Walk, error: PlatformError, scope: Scope) -> None:
+        """Find the services that the platform refuses, and go on with the others."""
+        shard = walk.shard
+        async with self._asking:
+            if self._bad.keys().isdisjoint(shard.service_ids):
+                bad = await find_refused(shard.service_ids, partial(self._probe, shard.window))
+                retry_at = self._connector.platform.clock.now() + self.BAD_AGAIN
+                for service, refusal in bad.items():
+                    self._note_bad(service, refusal)
+                    self._checkpoint.mark_bad(service, retry_at.replace(microsecond=0))
+                if not bad and item.attempts + 1 >= self.ATTEMPTS:
+                    self._fail(item, error)
+                    return
+        attempt = msgspec.structs.replace(item, attempts=item.attempts + 1)
+        await self._leave_out_bad(attempt, shard, walk.position, scope)
+
+    async def _leave_out_bad(self, item: Item, shard: Shard, position: Position, scope: Scope) -> None:
+        good = tuple(service for service in shard.service_ids if service not in self._bad)
+        self._tally.shards_planned -= 1
+        if not good:
+            return
+        rest = msgspec.structs.replace(shard, service_ids=good)
+        if rest != item.shard and not item.closing:
+            split = Split(((rest, position),))
+            await self._deliver_news(partial(self._note_split, item, item.shard, split))
+        self._requeue([msgspec.structs.replace(item, shard=rest, position=position)], scope)
+
+    async def _probe(self, window: Window, ids: Sequence[str]) -> PlatformError | None:
+        """Whether the platform takes these services; asks again before it calls a single one refused."""
+        refusal: PlatformError | None = None
+        interval = Interval.between(window.start, min(window.end, window.start + timedelta(seconds=1)))
+        for _ in range(2 if len(ids) == 1 else 1):
+            try:
+                await self._connector.call(self._operation, OrdersRequest(Limitation(1), ids, interval))
+            except AccessDeniedError as error:
+                refusal = error
+            except InvalidRequestError as error:
+                refusal = error
+            else:
+                return None
+        return refusal
+
+    def _note_bad(self, service: str, error: PlatformError) -> None:
+        self._bad[service] = error
+        self._tally.failed.append(
+            Failure(
+                portfolio=self._portfolio.name,
+                services=(service,),
+                error=str(error),
+                request_id=error.request_id,
+            )
+        )
+
+    # Delivering
+
+    async def _deliver(self, item: Item, step: Step) -> None:
+        if item.lineage.rejected:
+            raise _RejectedError
+        self._tally.pages += 1
+        self._tally.orders += len(step.page.orders)
+        for kind, count in step.sifted.oddities.items():
+            self._tally.oddities[kind] = self._tally.oddities.get(kind, 0) + count
+        if len(self._tally.unknown_properties) < len(self._operation.unknown):
+            self._report_unknown()
+        await self._send(
+            Delivery(
+                self._checkpoint,
+                self._tally,
+                step.page,
+                lambda: not item.lineage.rejected,
+                partial(self._note, item, step),
+                partial(self._reject, item),
+            )
+        )
+
+    def _note(self, item: Item, step: Step) -> None:
+        if item.closing:
+            return
+        if step.position is None:
+            self._checkpoint.finish(step.shard)
+        else:
+            self._checkpoint.advance(step.shard, step.position)
+
+    def _reject(self, item: Item, error: DataError) -> None:
+        item.lineage.rejected = True
+        self._fail(item, error)
+
+    async def _deliver_news(self, note: Callable[[], None]) -> None:
+        """Have something noted in the checkpoint after all that was delivered before."""
+        await self._send(Delivery(self._checkpoint, self._tally, None, lambda: True, note, lambda _: None))
+
+    def _report_unknown(self) -> None:
+        for name in self._operation.unknown[len(self._tally.unknown_properties) :]:
+            self._tally.unknown_properties.append(name)
+            log.warning("%s: orders have a property %r that the table does not know", self._portfolio.name, name)
+
+    # The end
+
+    def _fail(self, item: Item | None, error: PlatformError | DataError) -> None:
+        request_id = error.request_id if isinstance(error, PlatformError) else None
+        if item is None:
+            self._fail_text(str(error), request_id)
+            return
+        shard = item.shard
+        self._tally.failed.append(
+            Failure(
+                portfolio=self._portfolio.name,
+                enterprise=shard.enterprise_id,
+                services=shard.service_ids,
+                window=(shard.window.start, shard.window.end),
+                error=str(error),
+                request_id=request_id,
+            )
+        )
+
+    def _fail_text(self, text: str, request_id: str | None = None) -> None:
+        self._tally.failed.append(Failure(portfolio=self._portfolio.name, error=text, request_id=request_id))
+
+    def _end_run(self, target: Target | None) -> None:
+        """The last news of this portfolio: everything before it was accepted or rejected by now."""
+        whole = target is not None and not self._tally.failed
+        if target is not None:
+            self._checkpoint.record_run(
+                self._record("whole", target.window.end) if whole else self._record("partly", self._watermark_before())
+            )
+        self._tally.watermark = target.window.end if whole and target is not None else self._watermark_before()
+        self._tally.phase = "done" if whole else "failed"
+
+    def _watermark_before(self) -> datetime | None:
+        run = self._checkpoint.last_run
+        return run.watermark if run is not None and run.selection == self._checkpoint.selection else None
+
+    def _record(self, outcome: str, watermark: datetime | None) -> RunRecord:
+        running = outcome == "running or killed"
+        return RunRecord(
+            selection=self._checkpoint.selection,
+            began=self._began or self._connector.platform.clock.now(),
+            ended=None if running else self._connector.platform.clock.now(),
+            outcome=outcome,
+            watermark=watermark,
+            failed=tuple(self._tally.failed[:100]),
+        )
+
+
+class _PortfolioFailedError(Exception):
+    """Nothing more of this portfolio can be loaded in this run."""
+
+    def __init__(self, error: PlatformError) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _RejectedError(Exception):
+    """An earlier page of the shard was rejected: what follows it must not be noted."""
+
+
+def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
+    """The first of the errors that ended a task group; the others are its echoes."""
+    error = errors.exceptions[0]
+    return first_error(error) if isinstance(error, BaseExceptionGroup) else error

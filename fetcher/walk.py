@@ -1,0 +1,268 @@
+"""One shard's cursor walk: page after page, newest first, asking for less where the platform cannot give as much.
+
+How a walk goes on after each answer:
+
+1. a page: deliver it; short, it was the last
+2. too heavy (408, 413, no answer in time): smaller pages, then half of the window, then half of the services
+3. the cursor is gone, or leads nowhere: from the start, once; then half of the window, so that fewer pages hang on it
+4. a service is refused: the caller finds out which
+5. anything else is the caller's to report
+
+No page that was received is asked for again, except in case 3: parts of a split shard go on at its cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+
+import msgspec
+
+from fetcher.checkpoint import Position
+from fetcher.connector.client import Answer, Connector
+from fetcher.connector.operations import MAX_MONTHS, Interval, Limitation, OrdersOperation, OrdersRequest
+from fetcher.connector.types import ProductServiceOrder
+from fetcher.errors import BadResponseError, InvalidRequestError, TooHeavyError
+from fetcher.plan import Shard, split_services, split_window
+from fetcher.sifting import Sieve, Sifted, time_key
+from fetcher.sinks.base import Page
+from fetcher.windows import add_months
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A page of a shard, and where its walk goes on; `None`: it was the last."""
+
+    shard: Shard
+    page: Page
+    position: Position | None
+    sifted: Sifted
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The walk is at its end. `at_once`: one request gave all there was, so nothing moved while it was read."""
+
+    at_once: bool
+
+
+class Split(msgspec.Struct, frozen=True):
+    """The rest of the shard is to be walked as these shards, each from its position."""
+
+    parts: tuple[tuple[Shard, Position], ...]
+
+
+Outcome = Finished | Split
+Deliver = Callable[[Step], Awaitable[None]]
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """What all walks of one portfolio share."""
+
+    portfolio: str
+    connector: Connector
+    operation: OrdersOperation
+    enterprise_ids: Mapping[str, str]
+    states: Sequence[str] | None
+    page_size: int
+
+
+class PageSize:
+    """How many orders to ask for: less after a heavy page, and more again when it goes well.
+
+    Each time that it grew too early, it waits twice as long before it grows again.
+    """
+
+    LEAST = 50
+    """Below it a page costs more than it brings; halving the window helps more."""
+    SHRINK = 4
+
+    def __init__(self, largest: int, count: int) -> None:
+        self._largest = largest
+        self._least = min(self.LEAST, largest)
+        self.count = max(1, min(count, largest))
+        self._good = 0
+        self._patience = 2
+
+    def shrink(self) -> bool:
+        """Ask for less; false if it is the least already."""
+        if self.count <= self._least:
+            return False
+        self.count = max(self._least, self.count // self.SHRINK)
+        self._good = 0
+        self._patience *= 2
+        return True
+
+    def went_well(self) -> None:
+        """A page of this size came."""
+        self._good += 1
+        if self._good >= self._patience and self.count < self._largest:
+            self.count = min(self._largest, self.count * 2)
+            self._good = 0
+
+
+class Lineage:
+    """What a planned shard and all that it was split into share: how often in a row it was too heavy.
+
+    Without it a shard that is always too heavy would be halved into millions of seconds.
+    """
+
+    MOST_FRUITLESS = 64
+    """From three months to one second are 23 halvings, from 1000 services to one are 10, and pages shrink first;
+    twice that, because halves may be walked side by side."""
+
+    def __init__(self) -> None:
+        self.fruitless = 0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether asking for less has been tried often enough."""
+        return self.fruitless >= self.MOST_FRUITLESS
+
+
+class Walk:
+    """The walk of one shard, from a position on.
+
+    Args:
+        scope: what it shares with other walks.
+        shard: what it reads.
+        position: where it begins; a page size above the scope's is cut to it.
+        lineage: of the planned shard that this one is, or is a part of.
+    """
+
+    AHEAD = timedelta(days=1)
+    """How far beyond the platform's now an open-ended shard asks, so that what changes while it reads is there."""
+
+    def __init__(self, scope: Scope, shard: Shard, position: Position, lineage: Lineage) -> None:
+        self._scope = scope
+        self._lineage = lineage
+        self._shard = shard
+        self._cursor = position.cursor
+        self._size = PageSize(scope.page_size, position.count)
+        self._sieve = Sieve(shard)
+        self._until = shard.window.end
+        if shard.open_ended:
+            furthest = add_months(shard.window.start, MAX_MONTHS)
+            self._until = min(furthest, max(self._until, scope.connector.platform.clock.now() + self.AHEAD))
+        self._seen: set[str] = set() if position.cursor is None else {position.cursor}
+        self._pages = 0
+        self._restarted = False
+
+    @property
+    def shard(self) -> Shard:
+        """What it reads; says so if it started again, so that its orders may come twice."""
+        return self._shard
+
+    @property
+    def position(self) -> Position:
+        """Where it stands: what it delivered is newer."""
+        return Position(self._cursor, self._size.count)
+
+    async def run(self, deliver: Deliver) -> Outcome:
+        """Walk to the end, or to where the shard must be split.
+
+        Raises:
+            InvalidRequestError: a service is refused, or the request as a whole.
+            PlatformError, DataError: the rest of the shard cannot be had now.
+        """
+        whole_from_here = self._cursor is None
+        while True:
+            count = self._size.count
+            try:
+                answer = await self._ask(count)
+                finished = len(answer.listing.items) < count
+                if not finished:
+                    self._check_cursor(answer)
+            except TooHeavyError as error:
+                if (split := self._ask_for_less(error)) is not None:
+                    return split
+                continue
+            except _LostCursorError as error:
+                if (split := self._start_again(error)) is not None:
+                    return split
+                continue
+            self._size.went_well()
+            self._lineage.fruitless = 0
+            self._pages += 1
+            self._cursor = answer.listing.cursor
+            position = None if finished else Position(self._cursor, self._size.count)
+            await deliver(self._step(answer, position))
+            if finished:
+                at_once = whole_from_here and self._pages == 1
+                return Finished(at_once and answer.fetched_utc < self._until)
+
+    async def _ask(self, count: int) -> Answer[ProductServiceOrder]:
+        request = OrdersRequest(
+            Limitation(count, self._cursor),
+            self._shard.service_ids,
+            Interval.between(self._shard.window.start, self._until),
+            self._scope.states,
+        )
+        try:
+            return await self._scope.connector.call(self._scope.operation, request)
+        except InvalidRequestError as error:
+            if error.names_cursor and self._cursor is not None:
+                raise _LostCursorError(error) from None
+            raise
+
+    def _check_cursor(self, answer: Answer[ProductServiceOrder]) -> None:
+        cursor = answer.listing.cursor
+        if cursor is None:
+            raise self._lost("a full page without a cursor")
+        if cursor in self._seen:
+            raise self._lost("a cursor that was there before: the pages go in a circle")
+        self._seen.add(cursor)
+
+    def _lost(self, what: str) -> _LostCursorError:
+        return _LostCursorError(BadResponseError(self._scope.operation.path, what, status=200))
+
+    def _ask_for_less(self, error: TooHeavyError) -> Split | None:
+        """Smaller pages, or else a split; raises `error` if there is nothing left to halve."""
+        position = Position(self._cursor, self._size.count)
+        self._lineage.fruitless += 1
+        if self._lineage.hopeless:
+            raise error
+        if error.status == 413:  # the ids are too many, whatever the window
+            halves = split_services(self._shard)
+        elif self._size.shrink():
+            return None
+        else:
+            halves = split_window(self._shard) or split_services(self._shard)
+        if halves is None:
+            raise error
+        return Split(tuple((half, position) for half in halves))
+
+    def _start_again(self, error: _LostCursorError) -> Split | None:
+        """From the start, or, if that did not help, in halves from the start; raises if it cannot be halved."""
+        again = msgspec.structs.replace(self._shard, repeats=True)
+        fresh = Position(None, self._size.count)
+        if not self._restarted:
+            self._restarted = True
+            self._shard = again
+            self._cursor = None
+            self._seen.clear()
+            return None
+        halves = split_window(again) or split_services(again)
+        if halves is None:
+            raise error.error
+        return Split(tuple((half, fresh) for half in halves))
+
+    def _step(self, answer: Answer[ProductServiceOrder], position: Position | None) -> Step:
+        sifted = self._sieve.sift(answer.listing.items)
+        page = Page(
+            portfolio=self._scope.portfolio,
+            enterprise_ids=self._scope.enterprise_ids,
+            orders=sifted.kept,
+            body=answer.body,
+            skipped=sifted.skipped,
+            fetched_utc=answer.fetched_utc,
+            settled=time_key(self._shard.settled),
+            repeats=self._shard.repeats,
+        )
+        return Step(self._shard, page, position, sifted)
+
+
+class _LostCursorError(Exception):
+    """The walk cannot go on from where it is; `error` says why."""
+
+    def __init__(self, error: InvalidRequestError | BadResponseError) -> None:
+        super().__init__()
+        self.error = error

@@ -1,0 +1,173 @@
+"""From walks to the sink: collects pages into batches, and commits rows and progress together.
+
+The rule that cannot be broken: what a page stands for is noted in its portfolio's checkpoint only when the page is in
+the batch, and in the order in which its walk delivered; a batch is committed with exactly what was noted since the
+last one (promise P3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import anyio
+import msgspec
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from fetcher.checkpoint import Checkpoint
+from fetcher.errors import DataError
+from fetcher.progress import Tally
+from fetcher.sinks.base import Batch, EncodedPage, Page, Sink
+
+T = TypeVar("T")
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """A page on its way to the sink, or news that has to keep its place between pages."""
+
+    checkpoint: Checkpoint
+    tally: Tally
+    page: Page | None
+    wanted: Callable[[], bool]
+    """Whether it still counts: an earlier page of its shard may have been rejected."""
+    accepted: Callable[[], None]
+    """Notes in the checkpoint what it stands for."""
+    rejected: Callable[[DataError], None]
+    """The sink cannot keep an order of the page."""
+
+
+class Offload(Protocol):
+    """Runs a blocking function away from the event loop, one at a time, always in the same thread."""
+
+    def __call__(self, function: Callable[..., T], *arguments: object) -> Awaitable[T]:
+        """The function's result; waits for it even if the caller is cancelled meanwhile."""
+        ...
+
+
+class SinkThread:
+    """The thread in which a sink lives: databases' connections are bound to theirs. A context manager."""
+
+    def __enter__(self) -> SinkThread:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="fetcher-sink")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown()
+
+    async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
+        """See `Offload`."""
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope(shield=True):  # half a commit is no commit, and the thread cannot be stopped
+            return await loop.run_in_executor(self._executor, function, *arguments)
+
+
+class Writer:
+    """Takes deliveries until the stream ends, and commits them in batches.
+
+    Args:
+        sink: opened, and used through `offload` alone.
+        offload: runs the sink's methods.
+    """
+
+    GROUP = 8
+    """Pages encoded at a time: one is a change of threads for each page, many keep the walks waiting."""
+    COMMIT_SECONDS = 20.0
+    """A page waits no longer than this to become durable, however slowly its batch fills."""
+    BATCH_BYTES = 96 * 2**20
+    """A batch takes no more memory than this, however large its orders are."""
+
+    def __init__(self, sink: Sink, offload: Offload) -> None:
+        self._sink = sink
+        self._offload = offload
+        self._pages: list[EncodedPage] = []
+        self._tallies: dict[str, tuple[Tally, int]] = {}
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._rows = 0
+        self._bytes = 0
+        self._due: float | None = None
+        self.forget_before: str | None = None
+
+    async def run(self, receive: MemoryObjectReceiveStream[Delivery]) -> None:
+        """Commit everything that comes, until the last sender closes.
+
+        Raises:
+            SinkError: a commit failed; what it was to make durable is not.
+        """
+        async with receive:
+            while (group := await self._next_group(receive)) is not None:
+                if group:
+                    await self._take(group)
+                if self._full():
+                    await self.commit()
+        await self.commit()
+
+    async def commit(self) -> None:
+        """Make durable what was collected, with the progress that it stands for."""
+        progress: dict[str, str | None] = {}
+        for checkpoint in self._checkpoints.values():
+            progress.update(checkpoint.take_changes())
+        pages, tallies = self._pages, self._tallies
+        self._pages, self._tallies, self._rows, self._bytes, self._due = [], {}, 0, 0, None
+        if not pages and not progress:
+            return
+        new = await self._offload(
+            self._sink.commit, Batch(pages=pages, progress=progress, forget_before=self.forget_before)
+        )
+        for tally, _rows in tallies.values():
+            tally.committed += new.get(tally.portfolio, 0)
+
+    def _full(self) -> bool:
+        due = self._due is not None and anyio.current_time() >= self._due
+        return due or self._rows >= self._sink.batch_rows or self._bytes >= self.BATCH_BYTES
+
+    async def _next_group(self, receive: MemoryObjectReceiveStream[Delivery]) -> list[Delivery] | None:
+        """What is there, at least one unless a commit is due; `None` at the end."""
+        group: list[Delivery] = []
+        with anyio.move_on_at(self._due) if self._due is not None else anyio.CancelScope():
+            try:
+                group.append(await receive.receive())
+            except anyio.EndOfStream:
+                return None
+        while group and len(group) < self.GROUP:
+            try:
+                group.append(receive.receive_nowait())
+            except (anyio.WouldBlock, anyio.EndOfStream):
+                break
+        return group
+
+    async def _take(self, group: Sequence[Delivery]) -> None:
+        encoded = await self._offload(self._encode, group)
+        for delivery, page in zip(group, encoded, strict=True):
+            if not delivery.wanted():
+                continue
+            if isinstance(page, DataError):
+                delivery.rejected(page)
+                continue
+            self._checkpoints[delivery.checkpoint.portfolio] = delivery.checkpoint
+            if page is not None:
+                self._add(delivery.tally, page)
+            delivery.accepted()
+        if self._due is None:
+            self._due = anyio.current_time() + self.COMMIT_SECONDS
+
+    def _add(self, tally: Tally, page: EncodedPage) -> None:
+        self._pages.append(page)
+        self._rows += page.rows
+        self._bytes += page.size
+        rows = self._tallies.get(tally.portfolio, (tally, 0))[1]
+        self._tallies[tally.portfolio] = (tally, rows + page.rows)
+
+    def _encode(self, group: Sequence[Delivery]) -> list[EncodedPage | DataError | None]:
+        """Each delivery's page in the sink's form; what went wrong where one cannot be; `None` where there is none."""
+        encoded: list[EncodedPage | DataError | None] = []
+        for delivery in group:
+            if delivery.page is None or not delivery.wanted():
+                encoded.append(None)
+                continue
+            try:
+                encoded.append(self._sink.encode(delivery.page))
+            except DataError as error:
+                encoded.append(error)
+        return encoded

@@ -1,0 +1,248 @@
+"""The budget, against an exact sliding window that counts what arrives (promise P4)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fetcher.connector.budget import RequestBudget
+from tests.virtual import run_virtually
+
+
+class Window:
+    """The platform's side: an exact sliding window. Refuses what is too much."""
+
+    def __init__(self, requests: int, per_seconds: float) -> None:
+        self.requests = requests
+        self.per_seconds = per_seconds
+        self.accepted: deque[float] = deque()
+        self.refused = 0
+        self.total = 0
+
+    def arrive(self) -> bool:
+        now = anyio.current_time()
+        while self.accepted and self.accepted[0] <= now - self.per_seconds:
+            self.accepted.popleft()
+        if len(self.accepted) >= self.requests:
+            self.refused += 1
+            return False
+        self.accepted.append(now)
+        self.total += 1
+        return True
+
+
+async def _send(budget: RequestBudget, window: Window, there: float, back: float) -> bool:
+    """One request: `there` seconds until it arrives, `back` until its answer does."""
+    slot = await budget.acquire()
+    await anyio.sleep(there)
+    accepted = window.arrive()
+    await anyio.sleep(back)
+    if accepted:
+        slot.answered()
+    else:
+        slot.refused()
+    return accepted
+
+
+@given(
+    requests=st.integers(1, 30),
+    per_seconds=st.sampled_from([0.5, 3.0, 30.0]),
+    jobs=st.integers(1, 120),
+    longest=st.sampled_from([0.0, 0.005, 0.5, 5.0]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_window_at_the_platform_holds_more_than_the_limit_whatever_the_latency(
+    requests: int, per_seconds: float, jobs: int, longest: float, seed: int
+) -> None:
+    chance = random.Random(seed)
+
+    async def scenario() -> Window:
+        budget, window = RequestBudget(requests, per_seconds), Window(requests, per_seconds)
+        async with anyio.create_task_group() as group:
+            for _ in range(jobs):
+                there, back = chance.uniform(0, longest), chance.uniform(0, longest)
+                group.start_soon(_send, budget, window, there, back)
+        return window
+
+    window = run_virtually(scenario)
+    assert window.refused == 0
+    assert window.total == jobs
+
+
+@pytest.mark.parametrize("latency", [0.005, 0.05])
+def test_a_job_bound_by_the_budget_takes_no_more_than_three_percent_above_the_least(latency: float) -> None:
+    async def scenario() -> float:
+        budget, window = RequestBudget(40, 3.0), Window(40, 3.0)
+        started = anyio.current_time()
+        async with anyio.create_task_group() as group:
+            for _ in range(400):
+                group.start_soon(_send, budget, window, latency / 2, latency / 2)
+        return anyio.current_time() - started
+
+    least = 9 * 3.0 + latency
+    assert run_virtually(scenario) <= 1.03 * least
+
+
+def test_slots_are_granted_in_the_order_of_asking() -> None:
+    async def scenario() -> list[int]:
+        budget, order = RequestBudget(1, 1.0), []
+
+        async def worker(number: int) -> None:
+            slot = await budget.acquire()
+            order.append(number)
+            slot.answered()
+
+        async with anyio.create_task_group() as group:
+            for number in range(6):
+                group.start_soon(worker, number)
+                await anyio.lowlevel.checkpoint()
+        return order
+
+    assert run_virtually(scenario) == [0, 1, 2, 3, 4, 5]
+
+
+@given(cancel_after=st.lists(st.sampled_from([0.0, 0.2, 1.0, 1.5, 2.0, 2.5]), min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_a_waiter_that_is_cancelled_leaks_no_slot(cancel_after: list[float]) -> None:
+    async def scenario() -> int:
+        budget = RequestBudget(2, 1.0, arrival_seconds=1.0)
+
+        async def impatient(seconds: float) -> None:
+            with anyio.move_on_after(seconds):
+                slot = await budget.acquire()
+                slot.answered()
+
+        async with anyio.create_task_group() as group:
+            for seconds in cancel_after:
+                group.start_soon(impatient, seconds)
+        await anyio.sleep(10)
+        return budget.used
+
+    assert run_virtually(scenario) == 0
+
+
+def test_a_waiter_cancelled_in_the_turn_in_which_it_is_served_gives_its_slot_to_the_next() -> None:
+    async def scenario() -> bool:
+        budget = RequestBudget(1, 1.0)
+        first = await budget.acquire()
+        unlucky = asyncio.create_task(budget.acquire())
+        await asyncio.sleep(0)
+        lucky = asyncio.create_task(budget.acquire())
+        await asyncio.sleep(0)
+        first.unsent()  # serves the unlucky one, which has not run yet
+        unlucky.cancel()
+        async with asyncio.timeout(5):
+            await lucky
+        return unlucky.cancelled()
+
+    assert run_virtually(scenario)
+
+
+def test_a_request_without_an_answer_holds_its_slot_as_long_as_it_may_arrive() -> None:
+    async def scenario() -> tuple[int, int]:
+        budget = RequestBudget(1, 1.0, arrival_seconds=10.0)
+        slot = await budget.acquire()
+        await anyio.sleep(4)
+        slot.broken()
+        await anyio.sleep(6.9)
+        before = budget.used
+        await anyio.sleep(0.2)
+        return before, budget.used
+
+    assert run_virtually(scenario) == (1, 0)
+
+
+def test_a_pause_stops_every_walk_and_ends_when_it_should() -> None:
+    async def scenario() -> float:
+        budget = RequestBudget(10, 1.0)
+        budget.pause(7.0)
+        budget.pause(3.0)  # a shorter one does not shorten it
+        started = anyio.current_time()
+        await budget.acquire()
+        return anyio.current_time() - started
+
+    assert run_virtually(scenario) == pytest.approx(7.0)
+
+
+class Remembered:
+    """A memory that two budgets share, as two processes share a file."""
+
+    def __init__(self) -> None:
+        self.times: dict[int, float] = {}
+
+    def held(self) -> list[float]:
+        return [until for until in self.times.values() if until > anyio.current_time()]
+
+    def hold(self, place: int, until: float) -> None:
+        self.times[place] = until
+
+
+def test_what_the_last_process_sent_still_counts_in_the_next() -> None:
+    async def scenario() -> int:
+        memory, window = Remembered(), Window(20, 5.0)
+        for _ in range(3):  # each is killed without a word, some requests on their way
+            budget = RequestBudget(20, 5.0, arrival_seconds=1.0, memory=memory)
+            async with anyio.create_task_group() as group:
+                for _ in range(30):
+                    group.start_soon(_send, budget, window, 0.2, 0.3)
+                await anyio.sleep(0.4)
+                group.cancel_scope.cancel()
+        return window.refused
+
+    assert run_virtually(scenario) == 0
+
+
+def _share(budgets: int, seconds: float) -> tuple[Window, list[RequestBudget], float]:
+    """What `budgets` processes with one token get, of a window of 200 in 30 seconds."""
+
+    async def scenario() -> tuple[Window, list[RequestBudget], float]:
+        window = Window(200, 30.0)
+        processes = [RequestBudget(200, 30.0) for _ in range(budgets)]
+
+        async def walk(budget: RequestBudget) -> None:
+            chance = random.Random(1)
+            while True:
+                if not await _send(budget, window, 0.05, 0.05):
+                    budget.pause(chance.uniform(0.1, 2.0))
+
+        async with anyio.create_task_group() as group:
+            for budget in processes:
+                for _ in range(16):
+                    group.start_soon(walk, budget)
+            await anyio.sleep(seconds)
+            group.cancel_scope.cancel()
+        return window, processes, seconds
+
+    return run_virtually(scenario)
+
+
+def test_two_processes_with_one_token_stay_near_the_limit_with_few_refusals() -> None:
+    window, _, seconds = _share(2, 1800)
+    assert window.total >= 0.9 * 200 / 30 * seconds
+    assert window.refused <= 0.05 * window.total
+
+
+def test_one_that_is_alone_again_has_the_whole_limit_within_two_windows() -> None:
+    async def scenario() -> int:
+        budget = RequestBudget(200, 30.0)
+        slot = await budget.acquire()
+        slot.refused()
+        low = budget.share
+        await anyio.sleep(60)
+        assert low == 1
+        return budget.share
+
+    assert run_virtually(scenario) == 200
+
+
+def test_one_alone_is_never_refused() -> None:
+    window, _, seconds = _share(1, 600)
+    assert window.refused == 0
+    assert window.total >= 0.97 * 200 / 30 * seconds
