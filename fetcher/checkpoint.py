@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import reduce
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -108,6 +108,12 @@ class Checkpoint:
         self._done = self._read(mine, "done", Windows)
         self._open = self._read(mine, "open", OpenRecord)
         self._bad = self._read(mine, "bad", datetime)
+        self._kinds: dict[str, dict[str, Any]] = {
+            "batch": self._batches,
+            "done": self._done,
+            "open": self._open,
+            "bad": self._bad,
+        }
         self._changes: dict[str, str | None] = {}
 
     def covered(self) -> dict[str, Windows]:
@@ -145,7 +151,7 @@ class Checkpoint:
 
     def forget(self) -> None:
         """Start over: drop every record of this selection (`--full`)."""
-        for kind, records in self._kinds():
+        for kind, records in self._kinds.items():
             for key in list(records):
                 self._remove(kind, key)
 
@@ -236,14 +242,6 @@ class Checkpoint:
         if shard.batch_key not in self._batches:
             self._write("batch", shard.batch_key, BatchRecord(shard.service_ids, shard.enterprise_id))
 
-    def _kinds(self) -> list[tuple[str, dict[str, object]]]:
-        return [
-            ("batch", self._batches),  # type: ignore[list-item]
-            ("done", self._done),
-            ("open", self._open),
-            ("bad", self._bad),
-        ]
-
     def _read(self, records: Mapping[str, str], kind: str, type_: type[T]) -> dict[str, T]:
         prefix = f"{self._prefix}{kind}/"
         return {
@@ -252,15 +250,12 @@ class Checkpoint:
             if name.startswith(prefix)
         }
 
-    def _records(self, kind: str) -> dict[str, object]:
-        return dict(self._kinds())[kind]
-
     def _write(self, kind: str, key: str, record: object) -> None:
-        self._records(kind)[key] = record
+        self._kinds[kind][key] = record
         self._changes[f"{self._prefix}{kind}/{key}"] = _text(record)
 
     def _remove(self, kind: str, key: str) -> None:
-        del self._records(kind)[key]
+        del self._kinds[kind][key]
         self._changes[f"{self._prefix}{kind}/{key}"] = None
 
     def _replace(self, kind: str, old: Mapping[str, T], new: Mapping[str, T]) -> None:

@@ -6,6 +6,12 @@ holds a request body, a header or a token: tokens travel in request bodies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fetcher.progress import Failure
+
 
 class FetcherError(Exception):
     """The base of every error that this package raises on purpose."""
@@ -42,6 +48,17 @@ class SinkError(FetcherError):
 
 class SinkBusyError(SinkError):
     """Another process writes to this sink now."""
+
+
+class IncompleteError(FetcherError):
+    """Part of the selection could not be loaded: `failed` names it, `table` is what could."""
+
+    def __init__(self, failed: Sequence[Failure], table: Any) -> None:
+        first = f"{failed[0].portfolio}: {failed[0].error}"
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        super().__init__(f"{first}{more}. What was loaded is in this error's attribute 'table'")
+        self.failed = failed
+        self.table = table
 
 
 class DataError(FetcherError):

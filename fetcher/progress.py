@@ -48,7 +48,7 @@ class Tally(msgspec.Struct, kw_only=True):
     """Slots of the request budget in use now."""
     budget_limit: int = 0
     oddities: dict[str, int] = {}
-    """What was handled and counted: `outside the window`, `of a service that was not asked for`, `twice in one page`."""
+    """What the platform should not have sent, and how often: see `fetcher.sifting`."""
     unknown_properties: list[str] = []
     """Properties of orders that the table does not know, each once."""
     watermark: datetime | None = None

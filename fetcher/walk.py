@@ -100,9 +100,10 @@ class PageSize:
 
 
 class Lineage:
-    """What a planned shard and all that it was split into share: how often in a row it was too heavy.
+    """What a planned shard and all that it was split into share.
 
-    Without it a shard that is always too heavy would be halved into millions of seconds.
+    It counts how often in a row they were too heavy: without that, a shard that is always too heavy would be halved
+    into millions of seconds.
     """
 
     MOST_FRUITLESS = 64
@@ -111,6 +112,8 @@ class Lineage:
 
     def __init__(self) -> None:
         self.fruitless = 0
+        self.rejected = False
+        """Whether the sink rejected a page: what was read after it must not be noted, or the page would be lost."""
 
     @property
     def hopeless(self) -> bool:

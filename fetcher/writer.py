@@ -59,8 +59,10 @@ class SinkThread:
     async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
         """See `Offload`."""
         loop = asyncio.get_running_loop()
+        result = loop.run_in_executor(self._executor, function, *arguments)
         with anyio.CancelScope(shield=True):  # half a commit is no commit, and the thread cannot be stopped
-            return await loop.run_in_executor(self._executor, function, *arguments)
+            await asyncio.wait([result])
+        return result.result()
 
 
 class Writer:

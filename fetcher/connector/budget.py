@@ -49,7 +49,7 @@ class Slot:
         self._budget.lower_share(self._sent_at)
 
     def broken(self) -> None:
-        """No answer came, but the request may have left: it may still arrive until `arrival_seconds` after it was sent."""
+        """No answer came, but it may have left: it may still arrive until `arrival_seconds` after it was sent."""
         age = self._budget.now() - self._sent_at
         self._budget.give_back(self._place, after_arrival=max(0.0, self._budget.arrival_seconds - age))
 
@@ -151,7 +151,7 @@ class RequestBudget:
         self._serve()
 
     def give_back(self, place: int, *, after_arrival: float | None) -> None:
-        """Free a slot `per_seconds` after its request has arrived, `after_arrival` seconds from now; `None`: at once."""
+        """Free a slot `per_seconds` after its request arrived, `after_arrival` seconds from now; `None`: at once."""
         self._sent -= 1
         if after_arrival is None:
             self._places.append(place)

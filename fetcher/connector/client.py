@@ -17,7 +17,8 @@ import random
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Generic, TypeVar
+from email.utils import formatdate
+from typing import Generic, TypedDict, TypeVar
 
 import anyio
 import msgspec
@@ -225,7 +226,7 @@ class Connector:
     def _now(self) -> datetime:
         clock = self.platform.clock
         if not clock.known:  # no Date on any answer: no platform that we know does that, and ours must do
-            clock.observe(_local_date())
+            clock.observe(formatdate(usegmt=True))
         return clock.now()
 
 
@@ -273,6 +274,11 @@ _DECODING: Mapping[type[Exception], str] = {
 }
 
 
+class _Facts(TypedDict):
+    status: int
+    request_id: str | None
+
+
 class _ErrorBody(msgspec.Struct):
     message: str | None = msgspec.field(name="Message", default=None)
 
@@ -291,7 +297,7 @@ def _unanswered(path: str, error: TransportError) -> PlatformError:
 def _translate(path: str, reply: Reply) -> Exception:
     """The error for an answer that is neither a page nor empty."""
     status = reply.status
-    facts = {"status": status, "request_id": _clean(reply.headers.get("Request-Id"))}
+    facts = _Facts(status=status, request_id=_clean(reply.headers.get("Request-Id")))
     detail = _detail(reply)
     if status == 429:
         return _AgainError(UnavailableError(path, detail, **facts), throttled=True, retry_after=_retry_after(reply))
@@ -339,9 +345,3 @@ def _retry_after(reply: Reply) -> float | None:
     else:
         return None
     return seconds if seconds > 0 else None
-
-
-def _local_date() -> str:
-    from email.utils import formatdate
-
-    return formatdate(usegmt=True)

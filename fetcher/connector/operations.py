@@ -130,7 +130,7 @@ class OrdersOperation(Operation[ProductServiceOrder]):
     """
 
     MOST_UNKNOWN = 64
-    """Names noted before it stops looking: a platform that sends ever new ones must not make us build ever new types."""
+    """Names noted before it stops looking: ever new ones must not make us build ever new types."""
 
     def __init__(self) -> None:
         super().__init__("productServiceOrders/getAll", _ORDERS, ProductServiceOrder)
@@ -218,12 +218,16 @@ def _extended(
     )
 
 
+class _RawOrders(msgspec.Struct):
+    items: list[msgspec.Raw] = msgspec.field(name=_ORDERS)
+
+
 class _ReadableId(msgspec.Struct):
     id: str = msgspec.field(name="Id")
 
 
 _ONE_ORDER = msgspec.json.Decoder(ProductServiceOrder)
-_RAW_ORDERS = msgspec.json.Decoder(_listing_type(_ORDERS, msgspec.Raw))
+_RAW_ORDERS = msgspec.json.Decoder(_RawOrders)
 _ID = msgspec.json.Decoder(_ReadableId)
 
 

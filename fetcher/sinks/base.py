@@ -17,7 +17,7 @@ import msgspec
 from fetcher.connector.types import ProductServiceOrder
 
 Progress = dict[str, str]
-"""The job's records: a name like `north/open/5f0c…` to JSON text. Small: it grows with what is open, not with history."""
+"""The job's records, name to JSON text. They grow with what is open, not with history."""
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
