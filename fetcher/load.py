@@ -23,6 +23,7 @@ from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
 from fetcher.connector.operations import (
     ENTERPRISES,
+    MAX_IDS,
     EnterprisesRequest,
     Interval,
     Limitation,
@@ -70,7 +71,10 @@ class PortfolioLoad:
     """
 
     CLOSING_ROUNDS = 8
-    """Each round reads what changed during the round before, which took a fraction of its time."""
+    """Each round reads what changed during the round before, which took a fraction of its time. Their pauses double,
+    and add up to twice `settle_seconds`."""
+    LEAST_CLOSING_BATCH = 125
+    """Each round also asks for fewer services at once, so that one request gives all; fewer cost more than they help."""
     CONFIRM_SECONDS = 2.0
     """Between a refused token and asking once more: what is revoked stays so, what hiccups does not."""
     ATTEMPTS = 3
@@ -224,19 +228,22 @@ class PortfolioLoad:
     async def _close(self, found: Discovered, target: Target) -> None:
         """Read what changed since the run's end, until nothing moved while it was read."""
         self._tally.phase = "closing"
+        orders = self._config.orders
         start = target.window.end
         clock = self._connector.platform.clock
-        for _ in range(self.CLOSING_ROUNDS):
+        for number in range(self.CLOSING_ROUNDS):
             moving = [service for service in found.services if service.id in self._moving - self._bad.keys()]
             if not moving:
                 return
             self._moving = set()
+            # A bulk of changes is more than one request gives, until it is older than what a round reads again.
+            await anyio.sleep(orders.settle_seconds * 2.0 ** (number - self.CLOSING_ROUNDS + 1) if number else 0)
             now = clock.now().replace(microsecond=0)
             window = Window(start, max(now, start + timedelta(seconds=1)))
             position = Position(None, self._config.limits.page_size)
-            shards = closing_shards(moving, window, target.settled)
+            shards = closing_shards(moving, window, target.settled, max(MAX_IDS >> number, self.LEAST_CLOSING_BATCH))
             await self._walk_all([Item(shard, position, Lineage(), closing=True) for shard in shards], found)
-            start = max(start, now - timedelta(seconds=round(self._config.orders.settle_seconds)))
+            start = max(start, now - timedelta(seconds=round(orders.settle_seconds)))
         if self._moving:
             what = "orders change faster than they can be read"
             self._fail_text(f"{what}; the next run goes on from here. Run again at a quieter time")

@@ -99,12 +99,14 @@ def plan(
     return shards
 
 
-def closing_shards(services: Sequence[ServiceRef], window: Window, settled: datetime) -> list[Shard]:
+def closing_shards(
+    services: Sequence[ServiceRef], window: Window, settled: datetime, batch_size: int = MAX_IDS
+) -> list[Shard]:
     """The walks that end a run: what changed while it read, packed across enterprises, since there is little of it."""
     ids = sorted(service.id for service in services)
     return [
-        Shard(service_ids=tuple(ids[first : first + MAX_IDS]), window=window, settled=settled, open_ended=True)
-        for first in range(0, len(ids), MAX_IDS)
+        Shard(service_ids=tuple(ids[first : first + batch_size]), window=window, settled=settled, open_ended=True)
+        for first in range(0, len(ids), batch_size)
     ]
 
 

@@ -1,0 +1,558 @@
+"""The platform itself: a request comes in, an answer goes out, and it keeps count. Pure: time is told, bytes are given.
+
+The order in which a request is looked at, as a real platform's layers would:
+
+1. whether it arrives at all (outages, broken connections)
+2. its form: method and content type
+3. its tokens
+4. the sliding window of its access token
+5. faults that strike at random, and heaviness
+6. whether it keeps to the contract
+7. the page
+"""
+
+from __future__ import annotations
+
+import gzip
+import random
+import zlib
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from email.utils import formatdate
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+
+from fetcher.simulator.contract import (
+    CALLS,
+    Call,
+    EnterprisesCall,
+    Limitation,
+    OrdersCall,
+    RefusedError,
+    ServicesCall,
+    check_ids,
+    check_states,
+    read_call,
+    read_ids,
+    read_interval,
+)
+from fetcher.simulator.faults import Faults
+from fetcher.simulator.window import SlidingWindow
+from fetcher.simulator.world import MICROS, Found, Portfolio, World, micros
+
+Delivery = Literal["whole", "reset", "lost", "stall", "truncated", "endless"]
+"""How an answer reaches its caller; `lost`: the request did not even arrive."""
+
+RETRY_AFTER = ("seconds", "date", "absent", "zero")
+
+
+class Response(msgspec.Struct, frozen=True):
+    """An answer, not compressed unless its headers say so."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    delivery: Delivery = "whole"
+
+
+class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
+    """What the contract leaves open, and the limits."""
+
+    requests: int = 200
+    per_seconds: float = 30.0
+    inclusive: bool = False
+    """Whether intervals include their end (the older documentation)."""
+    by_creation: bool = False
+    """Whether "newest first" means created, rather than updated."""
+    retry_after: str = "seconds"
+    """How a 429 tells when to come again: one of `RETRY_AFTER`."""
+    minimal: bool = True
+    """Whether an empty page is 204 where the request prefers it."""
+
+
+class Count(msgspec.Struct):
+    """What one access token's requests came to."""
+
+    requests: int = 0
+    pages: int = 0
+    orders: int = 0
+    throttled: int = 0
+    statuses: dict[str, int] = {}
+    most_in_window: int = 0
+
+
+class Stats(msgspec.Struct):
+    """What the platform has seen so far."""
+
+    portfolios: dict[str, Count] = {}
+    faults: dict[str, int] = {}
+    """How often each kind of fault struck."""
+    against_contract: list[str] = []
+    """What was refused because no real platform would take it (the first 20)."""
+    against_contract_count: int = 0
+    heaviest_repeat: int = 0
+    """How often one and the same request was called too heavy, at the most."""
+    changes: int = 0
+
+
+class SimulatedPlatform:
+    """Answers requests about a world.
+
+    Args:
+        world: what it holds.
+        behaviour: what the contract leaves open.
+        faults: what goes wrong; may be set anew at any time.
+        seed: of the faults and changes.
+    """
+
+    _PAGES = 96
+    """Queries whose results are kept: concurrent walks ask for the same ones page after page."""
+
+    def __init__(
+        self, world: World, behaviour: Behaviour | None = None, faults: Faults | None = None, seed: int = 0
+    ) -> None:
+        self.world = world
+        self.behaviour = behaviour or Behaviour()
+        self.faults = faults or Faults()
+        self.stats = Stats(portfolios={portfolio.name: Count() for portfolio in world.portfolios.values()})
+        self._chance = random.Random(seed)
+        self._windows = {
+            token: SlidingWindow(self.behaviour.requests, self.behaviour.per_seconds) for token in world.portfolios
+        }
+        self._found: OrderedDict[tuple[object, ...], tuple[int, Found]] = OrderedDict()
+        self._services: dict[bytes, list[int]] = {}
+        self._cursors: dict[str, int] = {}  # by order id: the key at which it was given out as a cursor
+        self._heavy: Counter[bytes] = Counter()
+        self._requests = 0
+        self._down_until = 0.0
+        self._clocks: dict[str, float] = {}  # up to when others' requests, and changes, were played
+        self._bad: dict[str, frozenset[str]] = {}
+
+    def handle(self, path: str, headers: Mapping[str, str], body: bytes, now: float) -> Response:
+        """Answer one POST to `path` (below the connector's root) that arrives at `now` (seconds since 1970)."""
+        self._play_changes(now)
+        self._requests += 1
+        if self._is_down(now):
+            self._struck("outage")
+            return Response(0, {}, b"", "lost")
+        fault = self.faults.draw(self._chance)
+        if fault == "lost":
+            self._struck(fault)
+            return Response(0, {}, b"", "lost")
+        portfolio: Portfolio | None = None
+        try:
+            call, portfolio = self._admit(path, headers, body, now)
+            response = self._throttle(portfolio, fault, now) or self._answer(call, portfolio, headers, fault)
+        except RefusedError as error:
+            response = self._refuse(error, path)
+        if response.status == 408:
+            self._count_heavy(body)
+        if portfolio is not None:
+            self._count(self.stats.portfolios[portfolio.name], response)
+        stamped = {**response.headers, "Date": formatdate(now, usegmt=True), "Request-Id": self._request_id()}
+        return msgspec.structs.replace(response, headers=stamped)
+
+    def bad_services(self, portfolio: str) -> frozenset[str]:
+        """The services that are refused, of a portfolio (by name)."""
+        return self._chosen("bad-services", portfolio)
+
+    def bad_enterprises(self, portfolio: str) -> frozenset[str]:
+        """The enterprises that are refused, of a portfolio (by name)."""
+        return self._chosen("bad-enterprises", portfolio)
+
+    # 1. Whether it arrives
+
+    def _is_down(self, now: float) -> bool:
+        after = self.faults.condition("outage-after", -1)
+        if after >= 0 and self._requests > after and not self._down_until:
+            self._down_until = now + self.faults.condition("outage-seconds", 10)
+        return now < self._down_until
+
+    def _play_changes(self, now: float) -> None:
+        rate = self.faults.condition("changes")
+        for moment in self._passed("changes", rate, now):
+            late = int(self.faults.condition("late") * MICROS)
+            self.world.change(int(moment * MICROS), self._chance, late=late)
+            self.stats.changes += 1
+
+    def _passed(self, clock: str, rate: float, now: float) -> list[float]:
+        """The moments since the last call at which something happens `rate` times a second; at most 10,000."""
+        last = self._clocks.setdefault(clock, now)
+        if not rate:
+            self._clocks[clock] = now
+            return []
+        number = min(10_000, int((now - last) * rate))
+        self._clocks[clock] = last + number / rate
+        return [last + (place + 1) / rate for place in range(number)]
+
+    # 2. to 4. Form, tokens, window
+
+    def _admit(self, path: str, headers: Mapping[str, str], body: bytes, now: float) -> tuple[Call, Portfolio]:
+        kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RefusedError(415, "The content type must be application/json")
+        call = read_call(path, body)
+        if call.client_token != self.world.client_token:
+            raise RefusedError(401, "Invalid ClientToken", fault=False)
+        portfolio = self.world.portfolios.get(call.access_token)
+        if portfolio is None:
+            raise RefusedError(401, "Invalid AccessToken", fault=False)
+        if (call.language_code is None) != (call.culture_code is None):
+            raise RefusedError(400, "LanguageCode and CultureCode come together")
+        return call, portfolio
+
+    def _throttle(self, portfolio: Portfolio, fault: str | None, now: float) -> Response | None:
+        window = self._windows[portfolio.access_token]
+        for moment in self._passed(f"others {portfolio.name}", self.faults.condition("others"), now):
+            window.admit(moment)
+        wait = window.admit(now)
+        count = self.stats.portfolios[portfolio.name]
+        count.most_in_window = window.most
+        if wait is None and fault == "429":
+            self._struck(fault)
+            wait = self._chance.uniform(0, 3)
+        if wait is None:
+            return None
+        headers = dict(_JSON)
+        kind = self.behaviour.retry_after
+        if kind == "seconds":
+            headers["Retry-After"] = str(int(wait) + 1)
+        elif kind == "date":
+            headers["Retry-After"] = formatdate(now + wait + 1, usegmt=True)
+        elif kind == "zero":
+            headers["Retry-After"] = "0"
+        return Response(429, headers, _message("Request limit exceeded"))
+
+    # 5. Faults
+
+    def _answer(self, call: Call, portfolio: Portfolio, headers: Mapping[str, str], fault: str | None) -> Response:
+        self._check_access(call, portfolio)
+        if fault in _SIMPLE:
+            self._struck(fault)
+            return _SIMPLE[fault]
+        if fault == "503":
+            self._struck(fault)
+            after = {"Retry-After": "1"} if self._chance.random() < 0.5 else {}
+            return Response(503, {**_JSON, **after}, _message("Unavailable"))
+        page = self._page(call, portfolio, fault)
+        if page is None:
+            if self.behaviour.minimal and headers.get("Prefer", "").replace(" ", "") == "return=minimal":
+                return Response(204, {}, b"")
+            page = msgspec.json.encode({_LISTS[type(call)]: [], "Cursor": None})
+        if fault in _DAMAGES:
+            self._struck(fault)
+            return _DAMAGES[fault](page, self._chance)
+        return Response(200, _JSON, page)
+
+    def _check_access(self, call: Call, portfolio: Portfolio) -> None:
+        first = next(iter(self.world.portfolios.values())) is portfolio
+        revoked = self.faults.condition("revoke", -1)
+        if first and 0 <= revoked < self.stats.portfolios[portfolio.name].requests:
+            raise RefusedError(401, "Invalid AccessToken", fault=False)
+        if first and self.faults.condition("forbid") and isinstance(call, OrdersCall):
+            raise RefusedError(403, "Insufficient permissions", fault=False)
+
+    def _chosen(self, condition: str, portfolio: str) -> frozenset[str]:
+        """As many ids of a portfolio as the condition says: always the same ones."""
+        number = int(self.faults.condition(condition))
+        key = f"{condition} {number} {portfolio}"
+        if key not in self._bad:
+            owner = next(owner for owner in self.world.portfolios.values() if owner.name == portfolio)
+            ids = sorted(owner.enterprises)
+            if condition == "bad-services":
+                enterprises = owner.enterprises.values()
+                ids = [self.world.service_ids[service] for enterprise in enterprises for service in enterprise.services]
+            self._bad[key] = frozenset(random.Random(key).sample(ids, min(number, len(ids)))) if number else frozenset()
+        return self._bad[key]
+
+    # 6. and 7. The contract, and the page
+
+    def _page(self, call: Call, portfolio: Portfolio, fault: str | None) -> bytes | None:
+        """The page; `None` if it is empty."""
+        if isinstance(call, EnterprisesCall):
+            return self._enterprises_page(call, portfolio)
+        if isinstance(call, ServicesCall):
+            return self._services_page(call, portfolio)
+        return self._orders_page(call, portfolio, fault)
+
+    def _enterprises_page(self, call: EnterprisesCall, portfolio: Portfolio) -> bytes | None:
+        check_ids(call.enterprise_ids, "EnterpriseIds")
+        read_interval(call.linked_utc, "LinkedUtc")
+        read_interval(call.updated_utc, "UpdatedUtc")
+        enterprises = portfolio.enterprises
+        ids = self._in_scope(call.enterprise_ids, enterprises, "EnterpriseIds")
+        bodies = [(id_, enterprises[id_].body) for id_ in enterprises if ids is None or id_ in ids]
+        return _slice("Enterprises", bodies, call.limitation)
+
+    def _services_page(self, call: ServicesCall, portfolio: Portfolio) -> bytes | None:
+        check_ids(call.enterprise_ids, "EnterpriseIds")
+        check_ids(call.service_ids, "ServiceIds")
+        read_interval(call.updated_utc, "UpdatedUtc")
+        if call.service_type not in (None, "Bookable", "Additional"):
+            raise RefusedError(400, "Invalid ServiceType")
+        enterprises = self._in_scope(call.enterprise_ids, portfolio.enterprises, "EnterpriseIds")
+        if enterprises is not None and not enterprises.isdisjoint(self.bad_enterprises(portfolio.name)):
+            raise RefusedError(400, "Invalid EnterpriseIds", fault=False)
+        numbers = [
+            service
+            for id_, enterprise in portfolio.enterprises.items()
+            if enterprises is None or id_ in enterprises
+            for service in enterprise.services
+        ]
+        if call.service_ids is not None:
+            wanted = set(self._service_numbers(call.service_ids, portfolio))
+            numbers = [number for number in numbers if number in wanted]
+        if call.service_type is not None:
+            mark = f'"Discriminator":"{call.service_type}"'.encode()
+            numbers = [number for number in numbers if mark in self.world.service_bodies[number]]
+        bodies = [(self.world.service_ids[number], self.world.service_bodies[number]) for number in numbers]
+        return _slice("Services", bodies, call.limitation)
+
+    def _orders_page(self, call: OrdersCall, portfolio: Portfolio, fault: str | None) -> bytes | None:
+        for name, ids in (
+            ("EnterpriseIds", call.enterprise_ids),
+            ("ProductServiceOrderIds", call.product_service_order_ids),
+            ("AccountIds", call.account_ids),
+            ("LinkedReservationIds", call.linked_reservation_ids),
+        ):
+            check_ids(ids, name)
+            if ids is not None:
+                raise RefusedError(501, f"The simulator does not filter by {name}")
+        check_states(call.states)
+        interval = read_interval(call.updated_utc, "UpdatedUtc")
+        services = self._services_of(bytes(call.service_ids), portfolio)
+        found = self._query(bytes(call.service_ids), services, interval, call.states, portfolio)
+        count = call.limitation.count
+        self._check_weight(found, services, interval, count)
+        first = 0 if call.limitation.cursor is None else self._after(call, found, services, interval, fault)
+        numbers = found.numbers[first : first + count]
+        if not numbers:
+            return None
+        bodies = [self.world.bodies[number] for number in numbers]
+        cursor = self.world.order_id(numbers[-1])
+        self._cursors[cursor] = found.keys[first + len(numbers) - 1]
+        if fault in ("twice", "outside", "unasked", "type"):
+            self._spoil(fault, bodies, services)
+        if fault == "circle" and len(numbers) == count and call.limitation.cursor is not None:
+            self._struck(fault)
+            cursor = call.limitation.cursor
+        self.stats.portfolios[portfolio.name].pages += 1
+        self.stats.portfolios[portfolio.name].orders += len(numbers)
+        page = b'{"ProductServiceOrders":[%b],"Cursor":"%b"}' % (b",".join(bodies), cursor.encode())
+        if self.faults.condition("unknown"):
+            page = page.replace(b'{"Id":"', b'{"LoyaltyTier":{"Name":"gold","Points":[1,2]},"Id":"')
+        return page
+
+    def _services_of(self, raw: bytes, portfolio: Portfolio) -> list[int]:
+        key = portfolio.access_token.encode() + raw
+        services = self._services.get(key)
+        if services is None:
+            services = self._service_numbers(read_ids(raw, "ServiceIds"), portfolio)
+            if len(self._services) >= 512:
+                self._services.clear()
+            self._services[key] = services
+        heavy = self.faults.condition("heavy-ids")
+        if heavy and len(services) > heavy:
+            raise RefusedError(413, "Request entity too large", fault=False)
+        if bad := self.bad_services(portfolio.name):
+            names = self.world.service_ids
+            if any(names[service] in bad for service in services):
+                raise RefusedError(400, "Invalid ServiceIds", fault=False)
+        return services
+
+    def _service_numbers(self, ids: Sequence[str], portfolio: Portfolio) -> list[int]:
+        numbers = [self.world.service_numbers.get(id_, -1) for id_ in ids]
+        if -1 in numbers or any(self.world.portfolio_of(number) is not portfolio for number in numbers):
+            raise RefusedError(400, "Invalid ServiceIds")
+        return numbers
+
+    def _in_scope(self, ids: Sequence[str] | None, known: Mapping[str, object], name: str) -> set[str] | None:
+        if ids is not None and not known.keys() >= set(ids):
+            raise RefusedError(400, f"Invalid {name}")
+        return None if ids is None else set(ids)
+
+    def _query(
+        self,
+        raw: bytes,
+        services: Sequence[int],
+        interval: tuple[datetime, datetime] | None,
+        states: Sequence[str] | None,
+        portfolio: Portfolio,
+    ) -> Found:
+        key = (portfolio.name, raw, interval, None if states is None else tuple(states))
+        known = self._found.get(key)
+        if known is not None and known[0] == portfolio.changes:
+            self._found.move_to_end(key)
+            return known[1]
+        found = self.world.query(
+            services,
+            None if interval is None else micros(interval[0]),
+            None if interval is None else micros(interval[1]),
+            inclusive=self.behaviour.inclusive,
+            states=states,
+            by_creation=self.behaviour.by_creation,
+        )
+        self._found[key] = (portfolio.changes, found)
+        if len(self._found) > self._PAGES:
+            self._found.popitem(last=False)
+        return found
+
+    def _check_weight(
+        self, found: Found, services: Sequence[int], interval: tuple[datetime, datetime] | None, count: int
+    ) -> None:
+        pages = self.faults.condition("heavy-pages")
+        if pages and min(count, len(found.numbers)) > pages:
+            raise RefusedError(408, "Request timed out", fault=False)
+        windows = self.faults.condition("heavy-windows")
+        long = interval is None or (interval[1] - interval[0]).total_seconds() > 1
+        if windows and len(found.numbers) > windows and (long or len(services) > 1):
+            raise RefusedError(408, "Request timed out", fault=False)
+
+    def _after(
+        self,
+        call: OrdersCall,
+        found: Found,
+        services: Sequence[int],
+        interval: tuple[datetime, datetime] | None,
+        fault: str | None,
+    ) -> int:
+        """Where in `found` the items older than the cursor begin."""
+        cursor = call.limitation.cursor or ""
+        number = self.world.order_number(cursor) if len(cursor) == 36 else None
+        if number is None or fault == "cursor":
+            if fault == "cursor":
+                self._struck(fault)
+            raise RefusedError(400, "Invalid Cursor", fault=fault != "cursor")
+        times = self.world.created if self.behaviour.by_creation else self.world.updated
+        key = self._cursors.get(cursor, times[number])
+        moved = key != times[number] or (
+            interval is not None
+            and not self.world.matches(number, set(services), micros(interval[0]), micros(interval[1]))
+        )
+        if moved and self.faults.condition("invalid-cursors"):
+            raise RefusedError(400, "Invalid Cursor", fault=False)
+        place = (-key, -number)
+        return bisect_right(
+            range(len(found.numbers)), place, key=lambda item: (-found.keys[item], -found.numbers[item])
+        )
+
+    def _spoil(self, fault: str, bodies: list[bytes], services: Sequence[int]) -> None:
+        """Put into a page what does not belong there; the page's own orders stay."""
+        self._struck(fault)
+        if fault == "type":
+            bodies[0] = bodies[0].replace(b'"Number":"', b'"Number":7,"Was":"', 1)
+            return
+        extra = bodies[-1]
+        if fault == "outside":
+            extra = extra.replace(b'"UpdatedUtc":"20', b'"UpdatedUtc":"19', 1)
+        elif fault == "unasked":
+            asked = set(services)
+            other = next((number for number in range(len(self.world.service_ids)) if number not in asked), None)
+            if other is None:
+                return
+            at = extra.index(b'"ServiceId":"') + 13
+            extra = extra[:at] + self.world.service_ids[other].encode() + extra[at + 36 :]
+        bodies.insert(0, extra)
+
+    # Counting
+
+    def _refuse(self, error: RefusedError, path: str) -> Response:
+        if error.fault:
+            self.stats.against_contract_count += 1
+            if len(self.stats.against_contract) < 20:
+                self.stats.against_contract.append(f"{path if path in CALLS else '(no operation)'}: {error.message}")
+        return Response(error.status, _JSON, _message(error.message))
+
+    def _count(self, count: Count, response: Response) -> None:
+        count.requests += 1
+        count.throttled += response.status == 429
+        count.statuses[str(response.status)] = count.statuses.get(str(response.status), 0) + 1
+
+    def _count_heavy(self, body: bytes) -> None:
+        digest = blake2b(body, digest_size=16).digest()
+        self._heavy[digest] += 1
+        self.stats.heaviest_repeat = max(self.stats.heaviest_repeat, self._heavy[digest])
+
+    def _struck(self, fault: str) -> None:
+        self.stats.faults[fault] = self.stats.faults.get(fault, 0) + 1
+
+    def _request_id(self) -> str:
+        return f"{self._requests:08x}-5157-4000-8000-{self._chance.getrandbits(48):012x}"
+
+
+_JSON = {"Content-Type": "application/json; charset=utf-8"}
+_LISTS: dict[type, str] = {
+    EnterprisesCall: "Enterprises",
+    ServicesCall: "Services",
+    OrdersCall: "ProductServiceOrders",
+}
+
+
+def _message(text: str) -> bytes:
+    return msgspec.json.encode({"Message": text, "RequestId": None, "Details": None})
+
+
+def _slice(name: str, items: Sequence[tuple[str, bytes]], limitation: Limitation) -> bytes | None:
+    """A page of enterprises or services, which never change here; `None` if it is empty."""
+    first = 0
+    if limitation.cursor is not None:
+        places = [place for place, (id_, _) in enumerate(items) if id_ == limitation.cursor]
+        if not places:
+            raise RefusedError(400, "Invalid Cursor")
+        first = places[0] + 1
+    part = items[first : first + limitation.count]
+    if not part:
+        return None
+    bodies = b",".join(body for _, body in part)
+    return b'{"%b":[%b],"Cursor":"%b"}' % (name.encode(), bodies, part[-1][0].encode())
+
+
+_HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502</h1><p>nginx</p></body></html>"
+
+# Faults that need no page.
+_SIMPLE: dict[str | None, Response] = {
+    "500": Response(500, _JSON, _message("Internal error")),
+    "502": Response(502, {"Content-Type": "text/html"}, _HTML),
+    "408": Response(408, _JSON, _message("Request timed out")),
+    "401": Response(401, _JSON, _message("Invalid AccessToken")),
+    "not-json": Response(200, {"Content-Type": "text/html"}, _HTML),
+    "nested": Response(200, _JSON, b'{"ProductServiceOrders":' + b"[" * 200_000),
+    "redirect": Response(307, {"Location": "https://example.com/elsewhere"}, b""),
+    "reset": Response(200, _JSON, b"", "reset"),
+    "stall": Response(200, _JSON, b"", "stall"),
+    "endless": Response(200, _JSON, b'{"ProductServiceOrders":[', "endless"),
+}
+
+
+def _zero_middle(page: bytes, chance: random.Random) -> bytes:
+    """A piece of `page` damaged so that nobody can take it for data."""
+    at = chance.randrange(max(1, len(page) - 40))
+    return page[:at] + b"\x00" * min(40, len(page)) + page[at + 40 :]
+
+
+def _large(page: bytes, _chance: random.Random) -> Response:
+    return Response(200, _JSON, b'{"Padding":"' + b"x" * (80 * 2**20) + b'",' + page[1:])
+
+
+def _bomb(_page: bytes, _chance: random.Random) -> Response:
+    pieces = zlib.compressobj(9, wbits=31)
+    zeros = bytes(2**20)
+    body = b"".join([pieces.compress(zeros) for _ in range(256)]) + pieces.flush()
+    return Response(200, {**_JSON, "Content-Encoding": "gzip"}, body)
+
+
+# Faults that do something to the page.
+_DAMAGES: dict[str | None, Callable[[bytes, random.Random], Response]] = {
+    "truncated": lambda page, _: Response(200, _JSON, page, "truncated"),
+    "corrupt": lambda page, chance: Response(200, _JSON, _zero_middle(page, chance)),
+    "gzip": lambda page, chance: Response(
+        200, {**_JSON, "Content-Encoding": "gzip"}, _zero_middle(gzip.compress(page, 1), chance)
+    ),
+    "not-utf8": lambda page, _: Response(200, _JSON, page[:-2] + b'\xff\xfe"}'),
+    "bomb": _bomb,
+    "large": _large,
+}
