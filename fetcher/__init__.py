@@ -86,7 +86,7 @@ async def run(config: str | Path | Config, *, full: bool = False) -> Report:
     What failed at the platform raises nothing: see the report's `complete` and `failed`.
     """
     settings = _config(config)
-    async with Job(settings, sink=make_sink(settings.sink.url), full=full) as job:
+    async with Job(settings, sink=make_sink(settings.sink_url), full=full) as job:
         return await job.run()
 
 

@@ -138,14 +138,20 @@ class Job:
             budget = budgets.get(token) or budgets.setdefault(token, self._budget(token, remembers))
             credentials = Credentials(client_token, token, self._config.platform.client)
             self._connectors[name] = Connector(self._platform, credentials, budget, self._tallies[name])
-        self._group = await self._exits.enter_async_context(anyio.create_task_group())
+        self._group = await anyio.create_task_group().__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._walks.cancel()
-        await self._exits.__aexit__(kind, error, trace)
+        try:
+            # Without the error: a task group would wrap it, and what `run` raises is to come out as it is.
+            await self._of(self._group).__aexit__(None, None, None)
+        except* FetcherError as errors:
+            raise first_error(errors) from None
+        finally:
+            await self._exits.__aexit__(kind, error, trace)
 
     @property
     def tallies(self) -> list[Tally]:
@@ -317,12 +323,21 @@ class Job:
 
     async def _load_into(self, writer: Writer, records: Progress) -> None:
         send, receive = anyio.create_memory_object_stream[Delivery](self.BUFFER)
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(writer.run, receive)
-                await self._load_all(send, records)
-        except* FetcherError as errors:
-            raise first_error(errors) from None
+        failure: list[Exception] = []
+
+        async def write() -> None:
+            with receive:
+                try:
+                    await writer.run(receive)
+                except Exception as error:  # noqa: BLE001 raised below, once the walks have ended
+                    failure.append(error)
+                    group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(write)
+            await self._load_all(send, records)
+        if failure:
+            raise failure[0]
 
     async def _load_all(self, send: MemoryObjectSendStream[Delivery], records: Progress) -> None:
         claimed: dict[str, str] = {}

@@ -97,12 +97,11 @@ class Writer:
         Raises:
             SinkError: a commit failed; what it was to make durable is not.
         """
-        async with receive:
-            while (group := await self._next_group(receive)) is not None:
-                if group:
-                    await self._take(group)
-                if self._full():
-                    await self.commit()
+        while (group := await self._next_group(receive)) is not None:
+            if group:
+                await self._take(group)
+            if self._full():
+                await self.commit()
         await self.commit()
 
     async def commit(self) -> None:

@@ -41,6 +41,8 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[msgspec.Raw]:
         """Each order of `orders` as the bytes that came, in the same order."""
+        if not self.body:  # 204
+            return []
         items = _ITEMS.decode(self.body).items
         if not self.skipped:
             return items

@@ -1,0 +1,201 @@
+"""`parquet:FOLDER` writes a file for each commit: `part-000001.parquet` and so on, one row group of about 100k rows.
+
+A part is written under a hidden name, synced, recorded in the ledger with the progress it stands for, and renamed. So
+`*.parquet` never matches a part that does not count; what is recorded but not renamed is renamed at the next start,
+and what is not recorded is removed.
+"""
+
+# pyarrow ships no types, so that everything of it is unknown to the checker; what is ours is still checked.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from fetcher.errors import ConfigError, MissingExtraError, SinkError
+from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.sinks.ledger import (
+    Ledger,
+    Versions,
+    busy,
+    check_folder,
+    is_locked,
+    read_holdings,
+    sync_folder,
+    translated,
+    version_digest,
+    versions_of,
+)
+
+try:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from fetcher.sinks.table import SCHEMA, to_record_batch
+except ImportError as missing:
+    raise MissingExtraError("parquet:", "parquet") from missing
+
+_DICTIONARIES = [
+    "account_type",
+    "state",
+    "origin",
+    "commander_origin",
+    "origin_details",
+    "service_id",
+    "enterprise_id",
+    "portfolio",
+]
+"""Columns of few values: a dictionary for ids that are all different costs time and space."""
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    batch: pa.RecordBatch
+    versions: Versions
+
+
+class ParquetSink(Sink):
+    """Writes part after part into a folder."""
+
+    batch_rows = 100_000
+
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__(url)
+        self._folder = folder
+        self._ledger_path = folder / ".fetcher"
+        self._ledger = Ledger(url, self._ledger_path, self._scan)
+        self._parts = 0
+
+    def probe(self) -> None:
+        """See `Sink.probe`."""
+        if not self._folder.exists():
+            check_folder(self.url, self._folder.absolute().parent)
+            return
+        check_folder(self.url, self._folder)
+        with translated(self.url):
+            if is_locked(self._ledger_path):
+                raise busy(self.url)
+        self._check_origin()
+
+    def open(self) -> Progress:
+        """See `Sink.open`."""
+        with translated(self.url):
+            if not self._folder.exists():
+                check_folder(self.url, self._folder.absolute().parent)
+                self._folder.mkdir()
+                sync_folder(self._folder.absolute().parent)
+            check_folder(self.url, self._folder)
+            self._check_origin()
+            progress = self._ledger.open()
+            self._mend()
+        return progress
+
+    def encode(self, page: Page) -> EncodedPage:
+        """The page as an Arrow record batch."""
+        batch = to_record_batch(page)
+        payload = _Rows(batch, versions_of(page))
+        return EncodedPage(portfolio=page.portfolio, rows=batch.num_rows, size=batch.nbytes, payload=payload)
+
+    def commit(self, batch: Batch) -> Mapping[str, int]:
+        """See `Sink.commit`."""
+        rows: Counter[str] = Counter()
+        newest: dict[str, str] = {}
+        name = f"part-{self._parts + 1:06}.parquet"
+        with translated(self.url):
+            with self._ledger.recording():
+                selected = [self._select(page, rows, newest) for page in batch.pages]
+                table = pa.Table.from_batches([part for part in selected if part.num_rows], SCHEMA)
+                if table.num_rows:
+                    self._write(table, name)
+                    self._ledger.add_part(name, table.num_rows)
+                self._ledger.record(batch, rows, newest)
+            if table.num_rows:
+                self._parts += 1
+                self._reveal(name)
+        return rows
+
+    def holdings(self) -> Holdings:
+        """See `Sink.holdings`."""
+        return read_holdings(self.url, self._ledger_path)
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._ledger.close()
+
+    def _select(self, page: EncodedPage, rows: Counter[str], newest: dict[str, str]) -> pa.RecordBatch:
+        payload: _Rows = page.payload
+        new = self._ledger.unseen(payload.versions)
+        batch, updated = payload.batch, payload.versions.updated
+        if new is not None:
+            batch = batch.take(pa.array(new, pa.int64()))
+            updated = [updated[position] for position in new]
+        rows[page.portfolio] += batch.num_rows
+        if updated:
+            newest[page.portfolio] = max(newest.get(page.portfolio, ""), max(updated))
+        return batch
+
+    def _write(self, table: pa.Table, name: str) -> None:
+        with self._hidden(name).open("wb") as file:
+            pq.write_table(
+                table,
+                file,
+                row_group_size=max(1, table.num_rows),
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=_DICTIONARIES,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self._folder)
+
+    def _reveal(self, name: str) -> None:
+        self._hidden(name).rename(self._folder / name)
+        sync_folder(self._folder)
+
+    def _hidden(self, name: str) -> Path:
+        return self._folder / f".{name}.tmp"
+
+    def _mend(self) -> None:
+        """Rename what is recorded, remove what is not."""
+        parts = self._ledger.parts()
+        for name in parts:
+            if (self._folder / name).exists():
+                continue
+            if not self._hidden(name).exists():
+                cause = f"{name} was committed, and is not there any more"
+                cure = "Restore it, or empty the folder (and its .fetcher) to start over"
+                raise SinkError(self.url, cause, cure)
+            self._reveal(name)
+        for left in self._folder.glob(".part-*.parquet.tmp"):
+            left.unlink()
+        self._parts = max((int(name[5:-8]) for name in parts), default=0)
+
+    def _check_origin(self) -> None:
+        if not self._ledger_path.exists() and any(self._folder.glob("*.parquet")):
+            cure = "Name another folder, or move these files away"
+            raise SinkError(self.url, "the folder has Parquet files that fetcher did not write", cure)
+
+    def _scan(self) -> Iterator[bytes]:
+        for name in self._ledger.parts():
+            with pq.ParquetFile(self._folder / name) as part:
+                for batch in part.iter_batches(65_536, columns=["id", "updated_utc"]):
+                    times = pc.strftime(batch["updated_utc"], "%Y-%m-%dT%H:%M:%S")
+                    for order_id, updated in zip(batch["id"].to_pylist(), times.to_pylist(), strict=True):
+                        yield version_digest(order_id, updated)
+
+
+def make(url: str) -> Sink:
+    """The sink for `parquet:FOLDER`."""
+    name = url.partition(":")[2]
+    if not name or name == "-":
+        raise ConfigError("sink.url", "parquet: needs a folder", 'Write it like "parquet:orders/"')
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ConfigError("sink.url", f"{name} is a file, and parquet: needs a folder", "Name a folder")
+    return ParquetSink(url, path)
