@@ -80,8 +80,9 @@ class Job:
         chance: where jitter comes from.
     """
 
-    BUFFER = 12
-    """Pages between walks and writer: enough to keep the writer's groups whole, 30 MB at the most."""
+    ROOM = 16
+    """Pages in memory at once, 45 MB at the most: two of the writer's groups. What comes beyond them is not
+    received before there is room."""
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class Job:
         self._tallies = {portfolio.name: Tally(portfolio=portfolio.name) for portfolio in config.portfolios}
         self._walks = anyio.CancelScope()
         self._stopped = False
+        self._room = anyio.Semaphore(self.ROOM)
         self.sink_opened = False
         """Whether the run got as far as its sink: before that nothing was written anywhere."""
 
@@ -201,12 +203,15 @@ class Job:
         self._of(self._group).start_soon(self._load_all, send, {})
         try:
             async for delivery in receive:
-                if not delivery.wanted():
-                    continue
-                if delivery.page is not None:
-                    delivery.tally.committed += len(delivery.page.orders)
-                    yield delivery.page
-                delivery.accepted()
+                try:
+                    if not delivery.wanted():
+                        continue
+                    if delivery.page is not None:
+                        delivery.tally.committed += len(delivery.page.orders)
+                        yield delivery.page
+                    delivery.accepted()
+                finally:
+                    delivery.release()
         finally:
             receive.close()
             self._walks.cancel()
@@ -322,7 +327,7 @@ class Job:
         )
 
     async def _load_into(self, writer: Writer, records: Progress) -> None:
-        send, receive = anyio.create_memory_object_stream[Delivery](self.BUFFER)
+        send, receive = anyio.create_memory_object_stream[Delivery](self.ROOM)
         failure: list[Exception] = []
 
         async def write() -> None:
@@ -370,6 +375,7 @@ class Job:
             send,
             full=self._full,
             claimed=claimed,
+            room=self._room,
         )
 
 

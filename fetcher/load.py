@@ -68,6 +68,7 @@ class PortfolioLoad:
         send: takes what it loads.
         full: whether to read everything again, whatever is covered.
         claimed: services that a portfolio of this run loads, by id; shared by all loads of the run.
+        room: for pages in memory; shared likewise.
     """
 
     CLOSING_ROUNDS = 8
@@ -93,6 +94,7 @@ class PortfolioLoad:
         *,
         full: bool,
         claimed: dict[str, str],
+        room: anyio.Semaphore,
     ) -> None:
         self._config = config
         self._portfolio = portfolio
@@ -102,6 +104,7 @@ class PortfolioLoad:
         self._send = send
         self._full = full
         self._claimed = claimed
+        self._room = room
         self._operation = OrdersOperation()
         self._queue: deque[Item] = deque()
         self._workers = 0
@@ -278,6 +281,7 @@ class PortfolioLoad:
             enterprise_ids={service.id: service.enterprise_id for service in found.services},
             states=self._config.orders.states,
             page_size=self._config.limits.page_size,
+            room=self._room,
         )
         try:
             async with anyio.create_task_group() as group:
@@ -426,6 +430,7 @@ class PortfolioLoad:
 
     async def _deliver(self, item: Item, step: Step) -> None:
         if item.lineage.rejected:
+            self._room.release()
             raise _RejectedError
         self._tally.pages += 1
         self._tally.orders += len(step.page.orders)
@@ -433,16 +438,20 @@ class PortfolioLoad:
             self._tally.oddities[kind] = self._tally.oddities.get(kind, 0) + count
         if len(self._tally.unknown_properties) < len(self._operation.unknown):
             self._report_unknown()
-        await self._send(
-            Delivery(
-                self._checkpoint,
-                self._tally,
-                step.page,
-                lambda: not item.lineage.rejected,
-                partial(self._note, item, step),
-                partial(self._reject, item),
-            )
+        delivery = Delivery(
+            checkpoint=self._checkpoint,
+            tally=self._tally,
+            page=step.page,
+            wanted=lambda: not item.lineage.rejected,
+            accepted=partial(self._note, item, step),
+            rejected=partial(self._reject, item),
+            release=self._room.release,
         )
+        try:
+            await self._send(delivery)
+        except BaseException:
+            self._room.release()
+            raise
 
     def _note(self, item: Item, step: Step) -> None:
         if item.closing:
@@ -458,7 +467,17 @@ class PortfolioLoad:
 
     async def _deliver_news(self, note: Callable[[], None]) -> None:
         """Have something noted in the checkpoint after all that was delivered before."""
-        await self._send(Delivery(self._checkpoint, self._tally, None, lambda: True, note, lambda _: None))
+        await self._send(
+            Delivery(
+                checkpoint=self._checkpoint,
+                tally=self._tally,
+                page=None,
+                wanted=lambda: True,
+                accepted=note,
+                rejected=lambda _: None,
+                release=lambda: None,
+            )
+        )
 
     def _report_unknown(self) -> None:
         for name in self._operation.unknown[len(self._tally.unknown_properties) :]:

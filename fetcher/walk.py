@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 
+import anyio
 import msgspec
 
 from fetcher.checkpoint import Position
 from fetcher.connector.client import Answer, Connector
 from fetcher.connector.operations import MAX_MONTHS, Interval, Limitation, OrdersOperation, OrdersRequest
 from fetcher.connector.types import ProductServiceOrder
-from fetcher.errors import BadResponseError, InvalidRequestError, TooHeavyError
+from fetcher.errors import BadResponseError, DataError, InvalidRequestError, TooHeavyError
 from fetcher.plan import Shard, split_services, split_window
 from fetcher.sifting import Sieve, Sifted, time_key
 from fetcher.sinks.base import Page
@@ -63,6 +64,8 @@ class Scope(msgspec.Struct, frozen=True):
     enterprise_ids: Mapping[str, str]
     states: Sequence[str] | None
     page_size: int
+    room: anyio.Semaphore
+    """For pages in memory; whoever a page is delivered to releases it."""
 
 
 class PageSize:
@@ -172,8 +175,6 @@ class Walk:
             try:
                 answer = await self._ask(count)
                 finished = len(answer.listing.items) < count
-                if not finished:
-                    self._check_cursor(answer)
             except TooHeavyError as error:
                 if (split := self._ask_for_less(error)) is not None:
                     return split
@@ -186,11 +187,14 @@ class Walk:
             self._lineage.fruitless = 0
             self._pages += 1
             self._cursor = answer.listing.cursor
-            position = None if finished else Position(self._cursor, self._size.count)
-            await deliver(self._step(answer, position))
+            fetched = answer.fetched_utc
+            step = self._step(answer, None if finished else self.position)
+            del answer  # or it would stay in memory until the next one is there
+            await deliver(step)
+            del step
             if finished:
                 at_once = whole_from_here and self._pages == 1
-                return Finished(at_once and answer.fetched_utc < self._until)
+                return Finished(at_once and fetched < self._until)
 
     async def _ask(self, count: int) -> Answer[ProductServiceOrder]:
         request = OrdersRequest(
@@ -200,13 +204,17 @@ class Walk:
             self._scope.states,
         )
         try:
-            return await self._scope.connector.call(self._scope.operation, request)
+            answer = await self._scope.connector.call(self._scope.operation, request, self._scope.room)
         except InvalidRequestError as error:
             if error.names_cursor and self._cursor is not None:
                 raise _LostCursorError(error) from None
             raise
+        if len(answer.listing.items) >= count:
+            self._check_cursor(answer)
+        return answer
 
     def _check_cursor(self, answer: Answer[ProductServiceOrder]) -> None:
+        """Make sure that the cursor leads on, and make room again if it does not."""
         cursor = answer.listing.cursor
         if cursor is None:
             raise self._lost("a full page without a cursor")
@@ -215,6 +223,7 @@ class Walk:
         self._seen.add(cursor)
 
     def _lost(self, what: str) -> _LostCursorError:
+        self._scope.room.release()
         return _LostCursorError(BadResponseError(self._scope.operation.path, what, status=200))
 
     def _ask_for_less(self, error: TooHeavyError) -> Split | None:
@@ -249,7 +258,11 @@ class Walk:
         return Split(tuple((half, fresh) for half in halves))
 
     def _step(self, answer: Answer[ProductServiceOrder], position: Position | None) -> Step:
-        sifted = self._sieve.sift(answer.listing.items)
+        try:
+            sifted = self._sieve.sift(answer.listing.items)
+        except DataError:
+            self._scope.room.release()
+            raise
         page = Page(
             portfolio=self._scope.portfolio,
             enterprise_ids=self._scope.enterprise_ids,

@@ -24,7 +24,7 @@ from fetcher.sinks.base import Batch, EncodedPage, Page, Sink
 T = TypeVar("T")
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """A page on its way to the sink, or news that has to keep its place between pages."""
 
     checkpoint: Checkpoint
@@ -36,6 +36,8 @@ class Delivery(msgspec.Struct, frozen=True):
     """Notes in the checkpoint what it stands for."""
     rejected: Callable[[DataError], None]
     """The sink cannot keep an order of the page."""
+    release: Callable[[], None]
+    """The page is done with: makes room for another in memory. To be called once, whatever became of it."""
 
 
 class Offload(Protocol):
@@ -100,6 +102,7 @@ class Writer:
         while (group := await self._next_group(receive)) is not None:
             if group:
                 await self._take(group)
+            del group  # its pages are encoded, and room was made for others
             if self._full():
                 await self.commit()
         await self.commit()
@@ -139,7 +142,11 @@ class Writer:
         return group
 
     async def _take(self, group: Sequence[Delivery]) -> None:
-        encoded = await self._offload(self._encode, group)
+        try:
+            encoded = await self._offload(self._encode, group)
+        finally:
+            for delivery in group:
+                delivery.release()
         for delivery, page in zip(group, encoded, strict=True):
             if not delivery.wanted():
                 continue

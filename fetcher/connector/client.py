@@ -28,7 +28,7 @@ from fetcher.connector.budget import RequestBudget, Slot
 from fetcher.connector.circuit import Circuit
 from fetcher.connector.clock import PlatformClock, parse_http_date
 from fetcher.connector.operations import Listing, Operation, Request
-from fetcher.connector.transport import Reply, Transport, TransportError
+from fetcher.connector.transport import Reply, Transport, TransportError, brings_page
 from fetcher.errors import (
     AccessDeniedError,
     BadResponseError,
@@ -115,8 +115,16 @@ class Connector:
         self._credentials = credentials
         self._tally = tally
 
-    async def call(self, operation: Operation[T], request: Request) -> Answer[T]:
+    async def call(
+        self, operation: Operation[T], request: Request, room: anyio.Semaphore | None = None
+    ) -> Answer[T]:
         """Make one call, as often as is worth it.
+
+        Args:
+            operation: what to call.
+            request: what to ask.
+            room: acquired before the page is received, and to be released by whoever has done with it; `None`: there
+                is always room. When an error is raised, it is released already.
 
         Raises:
             AccessDeniedError: 401 or 403.
@@ -130,7 +138,7 @@ class Connector:
         retry = _Retry()
         while True:
             try:
-                return await self._try(operation, body)
+                return await self._try(operation, body, room)
             except _AgainError as failed:
                 again = failed
             if self.platform.circuit.down_seconds is None:  # an outage is no fault of this request
@@ -153,16 +161,21 @@ class Connector:
             self.budget.pause(pause)
         return pause
 
-    async def _try(self, operation: Operation[T], body: bytes) -> Answer[T]:
+    async def _try(self, operation: Operation[T], body: bytes, room: anyio.Semaphore | None) -> Answer[T]:
         path = operation.path
-        reply = await self._send(path, body)
-        if reply.status == 200:
-            return self._page(operation, reply)
-        if reply.status == 204:  # an empty page, where the platform honours `Prefer: return=minimal`
-            return Answer(Listing[T]([], None), b"", self._now())
-        raise _translate(path, reply)
+        reply = await self._send(path, body, room)
+        try:
+            if reply.status == 200:
+                return self._page(operation, reply)
+            if reply.status == 204:  # an empty page, where the platform honours `Prefer: return=minimal`
+                return Answer(Listing[T]([], None), b"", self._now())
+            raise _translate(path, reply)
+        except Exception:
+            if room is not None and brings_page(reply.status):
+                room.release()
+            raise
 
-    async def _send(self, path: str, body: bytes) -> Reply:
+    async def _send(self, path: str, body: bytes, room: anyio.Semaphore | None) -> Reply:
         """Send once, under the budget; settles the slot whatever happens."""
         circuit = self.platform.circuit
         await circuit.ready()
@@ -175,17 +188,17 @@ class Connector:
             await self.platform.pacer.acquire()
             self._tally.requests += 1
             settled = True  # from here on, only `_post` knows whether it left
-            return await self._post(path, body, slot)
+            return await self._post(path, body, slot, room)
         except anyio.get_cancelled_exc_class():
             circuit.abandoned()
             if slot is not None and not settled:
                 slot.unsent()
             raise
 
-    async def _post(self, path: str, body: bytes, slot: Slot) -> Reply:
+    async def _post(self, path: str, body: bytes, slot: Slot, room: anyio.Semaphore | None) -> Reply:
         circuit = self.platform.circuit
         try:
-            reply = await self.platform.transport.post(path, body)
+            reply = await self.platform.transport.post(path, body, room)
         except TransportError as error:
             if error.kind == "unsent":
                 slot.unsent()

@@ -6,6 +6,7 @@ bounded memory however it is compressed, and no error repeats anything of a requ
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import aiohttp
+import anyio
 import msgspec
 
 try:
@@ -46,13 +48,24 @@ class TransportError(Exception):
 class Transport(Protocol):
     """Posts a JSON body to a path below the platform's connector root."""
 
-    async def post(self, path: str, body: bytes) -> Reply:
+    async def post(self, path: str, body: bytes, room: anyio.Semaphore | None = None) -> Reply:
         """Send it once, and receive the whole answer.
 
+        Args:
+            path: below the connector's root.
+            body: JSON.
+            room: acquired once an answer that `brings_page` begins, before its body is received, for the caller to
+                release; `None`: there is always room.
+
         Raises:
-            TransportError: there is no usable answer.
+            TransportError: there is no usable answer; `room` is not held.
         """
         ...
+
+
+def brings_page(status: int) -> bool:
+    """Whether an answer with this status is received only when there is room for a page."""
+    return status < 300
 
 
 class HttpTransport:
@@ -60,7 +73,7 @@ class HttpTransport:
 
     Args:
         address: scheme, host and port.
-        seconds: how long one request and its answer may take.
+        seconds: how long the platform may take to answer, and then to send the answer's body.
         body_bytes: how large an answer may be, decompressed.
     """
 
@@ -79,7 +92,7 @@ class HttpTransport:
         self._session = aiohttp.ClientSession(
             # The walks bound the connections; the pool must not.
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=self._seconds, connect=min(self._seconds, self.CONNECT_SECONDS)),
+            timeout=aiohttp.ClientTimeout(total=None, connect=min(self._seconds, self.CONNECT_SECONDS)),
             headers={
                 "Content-Type": "application/json",
                 "Accept-Encoding": "gzip",
@@ -97,15 +110,24 @@ class HttpTransport:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, path: str, body: bytes) -> Reply:
+    async def post(self, path: str, body: bytes, room: anyio.Semaphore | None = None) -> Reply:
         """See `Transport.post`."""
         if self._session is None:
             raise RuntimeError("HttpTransport is used outside its `async with`")
+        held = False
         try:
-            async with self._session.post(self._root + path, data=body, allow_redirects=False) as response:
-                raw = await self._read(response)
+            async with asyncio.timeout(self._seconds):
+                response = await self._session.post(self._root + path, data=body, allow_redirects=False)
+            async with response:
+                if room is not None and brings_page(response.status):
+                    await room.acquire()  # however long that takes: it is not the platform that we wait for
+                    held = True
+                async with asyncio.timeout(self._seconds):
+                    raw = await self._read(response)
                 encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-                return Reply(response.status, response.headers, self._decompress(raw, encoding))
+                reply = Reply(response.status, response.headers, self._decompress(raw, encoding))
+                held = False  # from here on it is the caller's
+                return reply
         except TimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise TransportError("unsent", "no connection within the time-out") from None
@@ -116,6 +138,9 @@ class HttpTransport:
         except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
             # The text of other errors may quote what was received: the kind must do.
             raise TransportError("broken", f"the connection broke ({type(error).__name__})") from None
+        finally:
+            if held and room is not None:
+                room.release()
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         announced = response.content_length

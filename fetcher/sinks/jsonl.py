@@ -88,6 +88,9 @@ class JsonlSink(Sink):
         progress = self._ledger.open()
         with translated(self.url):
             created = not self._path.exists()
+            if created and progress:
+                log.warning("%s: the file is gone, so everything is loaded anew", self.url)
+                progress = self._ledger.start_over()
             self._length = int(self._ledger.fact("length") or 0)
             self._file = self._path.open("ab" if created else "r+b")
             size = self._file.seek(0, os.SEEK_END)

@@ -132,6 +132,14 @@ class Ledger:
         """Keep a value by name, within `recording`."""
         self.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
+    def start_over(self) -> Progress:
+        """Forget everything, because the data is gone; returns the progress there is then: none."""
+        with self.recording():
+            for table in ("progress", "total", "part", "recent"):
+                self.db.execute(f"DELETE FROM {table}")
+            self.set_fact("length", "0")
+        return {}
+
     def parts(self) -> list[str]:
         """The names of the data files that are recorded, in order."""
         return [name for (name,) in self.db.execute("SELECT name FROM part ORDER BY name")]

@@ -118,6 +118,8 @@ class ParquetSink(Sink):
             if table.num_rows:
                 self._parts += 1
                 self._reveal(name)
+        del table, selected
+        pa.default_memory_pool().release_unused()  # or it keeps another batch's worth
         return rows
 
     def holdings(self) -> Holdings:

@@ -10,6 +10,7 @@ fastest: one comprehension a column, times cast from text by Arrow, required ids
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,10 +57,27 @@ SCHEMA: pa.Schema = pa.schema(
 """The table's columns: ids and enumerations as text, times in UTC with microseconds. Nullable is what the
 platform may leave out, and `enterprise_id`, for an order of a service that discovery did not see."""
 
+ID_COLUMNS = (
+    "id",
+    "service_id",
+    "account_id",
+    "creator_profile_id",
+    "updater_profile_id",
+    "booker_id",
+    "voucher_id",
+    "business_segment_id",
+    "linked_reservation_id",
+    "enterprise_id",
+)
+"""Columns that a database keeps as UUIDs."""
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_LONGEST_TIME = len("2023-01-31T23:59:59.123456Z")
 _PAGE = 1000
 _ID_LENGTH = 36
 # Where each id begins in the joined text of a page: always the same, and slower to make than the text.
 _OFFSETS = pa.array(range(0, _ID_LENGTH * (_PAGE + 1), _ID_LENGTH), pa.int32()).buffers()[1]
+_OFFSET_BYTES = _OFFSETS.to_pybytes()
 
 
 def to_record_batch(page: Page) -> pa.RecordBatch:
@@ -109,6 +127,54 @@ def to_record_batch(page: Page) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
+def require_uuids(batch: pa.RecordBatch) -> None:
+    """Make sure that every id of a batch can go into a database's UUID column.
+
+    Raises:
+        DataError: one cannot. Names order and property.
+    """
+    for name in ID_COLUMNS:
+        if not _all_uuids(batch.column(name)):
+            for order_id, value in zip(batch["id"].to_pylist(), batch[name].to_pylist(), strict=True):
+                if value is not None and not _UUID.fullmatch(value):
+                    label = name.title().replace("_", "")
+                    raise DataError(None if name == "id" else order_id, label, "a UUID", "other text")
+
+
+def require_no_nul(batch: pa.RecordBatch) -> None:
+    """Make sure that no text of a batch has the character NUL, which PostgreSQL cannot store.
+
+    Raises:
+        DataError: one has. Names order and property.
+    """
+    for field in batch.schema:
+        if field.type != _TEXT:
+            continue
+        column = batch[field.name]
+        text = column.buffers()[2]
+        if text is not None and b"\x00" in memoryview(text).tobytes():
+            for order_id, value in zip(batch["id"].to_pylist(), column.to_pylist(), strict=True):
+                if value is not None and "\x00" in value:
+                    label = field.name.title().replace("_", "")
+                    raise DataError(order_id, label, "text that a database can store", "text with the character NUL")
+
+
+def _all_uuids(column: pa.Array) -> bool:
+    """Whether a column that `to_record_batch` made has nothing but nulls and UUIDs: ten times faster than a regex."""
+    count = len(column) - column.null_count
+    if not count:
+        return True
+    _, offsets, data = column.buffers()
+    text = data.to_pybytes()[: count * _ID_LENGTH]
+    regular = offsets.to_pybytes()[: 4 * (count + 1)] == _OFFSET_BYTES[: 4 * (count + 1)] if count <= _PAGE else False
+    return (
+        (regular or pc.min_max(pc.binary_length(column)).as_py() == {"min": _ID_LENGTH, "max": _ID_LENGTH})
+        and not text.translate(None, b"0123456789abcdefABCDEF-")
+        and all(text[place::_ID_LENGTH] == b"-" * count for place in (8, 13, 18, 23))
+        and text.count(b"-") == 4 * count
+    )
+
+
 def _ids(values: list[str]) -> pa.Array:
     """A column of ids. Where all have the length of a UUID, as is usual, one join makes the buffer."""
     text = "".join(values)
@@ -121,17 +187,18 @@ def _times(values: Sequence[str | None]) -> pa.Array:
     """A column of times. Arrow's cast wants a zone and at most 6 digits of fraction.
 
     1. The text as it is.
-    2. Fractions cut to 6 digits, a missing zone made `Z`: five times slower.
+    2. Fractions of `Z` times cut to 6 digits.
     3. What only Python can read, one by one.
     """
-    text = pa.array(values, _TEXT)
     try:
-        return text.cast(_TIME)
+        return pa.array(values, _TEXT).cast(_TIME)
     except pa.ArrowInvalid:
-        cut = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
-        zoned = pc.replace_substring_regex(cut, r"(T[0-9:.]+)$", r"\1Z")
+        cut = [
+            f"{value[:26]}Z" if value is not None and len(value) > _LONGEST_TIME and value[-1] == "Z" else value
+            for value in values
+        ]
     try:
-        return zoned.cast(_TIME)
+        return pa.array(cut, _TEXT).cast(_TIME)
     except pa.ArrowInvalid:
         return pa.array([None if value is None else parse_utc(value) for value in values], _TIME)
 
