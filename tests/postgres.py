@@ -1,0 +1,110 @@
+"""A PostgreSQL server of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def binaries() -> Path | None:
+    """Where `initdb` and `postgres` are: on the path, where Debian puts them, or in a package of the registry."""
+    candidates = [Path(found).parent for found in [shutil.which("initdb")] if found]
+    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in candidates if (folder / "initdb").exists()), None)
+
+
+class Server:
+    """A server that runs until its context ends; may be stopped and started again."""
+
+    def __init__(self, folder: Path, bin_folder: Path) -> None:
+        self._folder = folder
+        self._bin = bin_folder
+        self._user = _user()
+        self.port = _free_port()
+
+    @property
+    def url(self) -> str:
+        """Its address, as the sink takes it."""
+        return f"postgresql://tester:not-secret@127.0.0.1:{self.port}/postgres"
+
+    def create(self) -> None:
+        """Make the cluster."""
+        password = self._folder / "password"
+        password.write_text("not-secret")
+        if self._user is not None:
+            os.chown(self._folder, self._user.pw_uid, self._user.pw_gid)
+            os.chown(password, self._user.pw_uid, self._user.pw_gid)
+        self._call("initdb", "-D", str(self._data), "-U", "tester", "-A", "scram-sha-256", f"--pwfile={password}", "-N")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self._folder} -c max_connections=40"
+        log = self._folder / "log"
+        self._call("pg_ctl", "-D", str(self._data), "-w", "-l", str(log), "-o", options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop it; `immediate` is like a crash."""
+        self._call("pg_ctl", "-D", str(self._data), "-w", "-m", mode, "stop")
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    def _call(self, program: str, *arguments: str) -> None:
+        identity = {} if self._user is None else {"user": self._user.pw_uid, "group": self._user.pw_gid}
+        subprocess.run(
+            [str(self._bin / program), *arguments],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+            timeout=60,
+            **identity,
+        )
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """A fresh server in a temporary folder."""
+    bin_folder = binaries()
+    if bin_folder is None:
+        raise RuntimeError("the tests need PostgreSQL: install it (Debian: apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="fetcher-postgres-"))
+    folder.chmod(0o755)
+    server = Server(folder, bin_folder)
+    try:
+        server.create()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _user() -> pwd.struct_passwd | None:
+    """Whom to run it as: the server refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
