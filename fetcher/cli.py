@@ -1,0 +1,388 @@
+"""The command line: turns options into a configuration, runs the job, and ends with an exit code.
+
+Exit codes: 0 whole, 1 partly (the rest is durable), 2 usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import msgspec
+import typer
+from rich.console import Console
+
+from fetcher.checkpoint import PortfolioStatus, describe
+from fetcher.config import Config, check_config, load_config, parse_instant
+from fetcher.connector.types import utc_text
+from fetcher.errors import ConfigError, FetcherError, SinkError
+from fetcher.job import Job
+from fetcher.progress import Report
+from fetcher.simulator.faults import CONDITIONS, HOSTILE, STRIKES, parse_faults
+from fetcher.simulator.platform import Behaviour
+from fetcher.simulator.process import Options, config_text, make_platform
+from fetcher.simulator.server import Latency, SimulatorServer
+from fetcher.simulator.world import Size
+from fetcher.sinks import Sink, make_sink
+from fetcher.view import ConsoleHandler, View, duration, failure_line, summary, table
+
+T = TypeVar("T")
+
+WHOLE, PARTLY, USAGE, INTERRUPTED = 0, 1, 2, 130
+STOP_SECONDS = 4.5
+"""After a signal, for committing what is in hand; then the process ends, which no commit minds."""
+
+app = typer.Typer(
+    name="fetcher",
+    help="Loads every product service order of many hotels from the Mews Connector API into a file or a database.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they show local variables, and some of those are tokens
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The configuration file.", show_default=True)]
+SinkUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--sink",
+        metavar="URL",
+        help="Where orders go, instead of the configured sink: jsonl:FILE (.gz, .zst; jsonl:- is standard output), "
+        "parquet:FOLDER, duckdb:FILE, postgresql://..., null:",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, and nothing else.")]
+From = Annotated[str | None, typer.Option("--from", metavar="TIME", help="Orders updated from then on (UTC).")]
+Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Orders updated before then (UTC).")]
+Full = Annotated[bool, typer.Option("--full", help="Read everything again, whatever the sink has already.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath = Path("config.toml"),
+    sink: SinkUrl = None,
+    from_: From = None,
+    until: Until = None,
+    full: Full = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings still go to standard error.")] = False,
+) -> None:
+    """Load every order into the sink: at first all of them, then just what changed.
+
+    Run it again whenever you like: what is durable is not loaded again. Ctrl-C stops it within seconds, with all
+    that was committed usable. Exits 0 if everything is there, 1 if a part failed (it is named, and the next run takes
+    it up), 2 for a mistake in the configuration, 130 if interrupted.
+    """
+    settings = _settings(config, sink, from_, until)
+    target = make_sink(settings.sink_url)
+    report = _load(settings, target, full=full, quiet=quiet or as_json)
+    if as_json:
+        _print_json(report)
+    else:
+        # Where the orders themselves go to standard output, the summary must not.
+        print(summary(report), file=sys.stdout if settings.sink_url != "jsonl:-" else sys.stderr)
+    raise typer.Exit(INTERRUPTED if report.interrupted else WHOLE if report.complete else PARTLY)
+
+
+@app.command()
+def plan(
+    config: ConfigPath = Path("config.toml"),
+    sink: SinkUrl = None,
+    from_: From = None,
+    until: Until = None,
+    full: Full = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do: shards, least requests, least time, for both ways of sharding.
+
+    Sends only what discovery needs. Every shard takes one request at least, and one more for each full page of orders,
+    which nobody knows beforehand.
+    """
+    settings = _settings(config, sink, from_, until)
+    target = None if settings.sink.url is None else make_sink(settings.sink_url)
+    plans = _in_job(settings, target, Job.plan, full=full)
+    if as_json:
+        _print_json(plans)
+        return
+    limits = settings.limits
+    rows: list[list[str]] = []
+    for portfolio in plans:
+        start = "the beginning" if portfolio.resumes_from is None else utc_text(portfolio.resumes_from)
+        facts = [portfolio.portfolio, f"{portfolio.enterprises:,}", f"{portfolio.services:,}"]
+        rows.append(
+            [
+                *facts,
+                "enterprise",
+                f"{portfolio.shards_by_enterprise:,}",
+                f"{portfolio.requests_by_enterprise:,}",
+                duration(portfolio.seconds_by_enterprise),
+                start,
+            ]
+        )
+        rows.append(
+            [
+                "",
+                "",
+                "",
+                "portfolio",
+                f"{portfolio.shards_by_portfolio:,}",
+                f"{portfolio.requests_by_portfolio:,}",
+                duration(portfolio.seconds_by_portfolio),
+                "",
+            ]
+        )
+    headings = ["portfolio", "enterprises", "services", "shard_by", "shards", "least requests", "least time", "from"]
+    print(table(headings, rows))
+    print(
+        f"\nLeast time: what {limits.requests} requests in any {limits.per_seconds:g} s let through, side by side. "
+        f'The configuration says shard_by = "{limits.shard_by}"'
+    )
+
+
+@app.command()
+def check(config: ConfigPath = Path("config.toml"), sink: SinkUrl = None, as_json: AsJson = False) -> None:
+    """Find out whether the tokens, the enterprises, the services and the sink are usable.
+
+    Writes nothing. Exits 0 if all is well, 1 if something is not.
+    """
+    settings = _settings(config, sink, None, None)
+    target = None if settings.sink.url is None else make_sink(settings.sink_url)
+    checks = _in_job(settings, target, Job.check)
+    if as_json:
+        _print_json(checks)
+    else:
+        for line in checks:
+            print(f"{'ok  ' if line.ok else 'FAIL'}  {line.what}: {line.message}")
+    raise typer.Exit(WHOLE if all(line.ok for line in checks) else PARTLY)
+
+
+@app.command()
+def status(config: ConfigPath = Path("config.toml"), sink: SinkUrl = None, as_json: AsJson = False) -> None:
+    """Show what the sink holds: watermarks, rows, the newest order, what is unfinished or failed.
+
+    Asks the sink alone; the platform is not called.
+    """
+    settings = _settings(config, sink, None, None)
+    target = make_sink(settings.sink_url)
+    holdings = target.holdings()
+    target.close()
+    rows, newest = holdings.rows or {}, holdings.newest or {}
+    found = {portfolio.portfolio: portfolio for portfolio in describe(holdings.progress)}
+    names = list(dict.fromkeys([*(portfolio.name for portfolio in settings.portfolios), *rows, *found]))
+    lines = [
+        _Status(
+            portfolio=name,
+            rows=rows.get(name, 0),
+            newest=None if name not in newest else utc_text(newest[name]),
+            progress=found.get(name),
+        )
+        for name in names
+    ]
+    if as_json:
+        _print_json(lines)
+        return
+    headings = ["portfolio", "rows", "newest order", "whole up to", "last run", "ended", "unfinished walks"]
+    print(table(headings, [line.cells() for line in lines]))
+    failed = [failure for line in lines if line.progress is not None for failure in line.progress.failed]
+    for failure in failed:
+        print(f"failed: {failure_line(failure)}")
+
+
+class _Status(msgspec.Struct, frozen=True):
+    """What a sink holds of one portfolio."""
+
+    portfolio: str
+    rows: int
+    newest: str | None
+    progress: PortfolioStatus | None
+
+    def cells(self) -> list[str]:
+        progress = self.progress
+        if progress is None:
+            return [self.portfolio, f"{self.rows:,}", self.newest or "none", "never", "none", "", "0"]
+        return [
+            self.portfolio,
+            f"{self.rows:,}",
+            self.newest or "none",
+            "never" if progress.watermark is None else utc_text(progress.watermark),
+            progress.last_run,
+            "" if progress.last_run_ended is None else utc_text(progress.last_run_ended.replace(microsecond=0)),
+            str(progress.shards_open),
+        ]
+
+
+_FAULTS = ", ".join([*STRIKES, *HOSTILE, *CONDITIONS])
+
+
+@app.command()
+def simulate(
+    port: Annotated[int, typer.Option(help="Loopback port; 0: any that is free.")] = 8910,
+    orders: Annotated[int, typer.Option(help="Orders of the whole world.", min=0)] = 200_000,
+    portfolios: Annotated[int, typer.Option(help="Portfolios, each with an access token.", min=1)] = 3,
+    enterprises: Annotated[int, typer.Option(help="Enterprises of all portfolios.", min=1)] = 14,
+    services: Annotated[int, typer.Option(help="Services of all enterprises.", min=1)] = 7000,
+    latency: Annotated[float, typer.Option(help="Milliseconds of each request.", min=0)] = 50.0,
+    jitter: Annotated[float, typer.Option(help="Share of the latency that varies.", min=0, max=1)] = 0.5,
+    faults: Annotated[
+        str, typer.Option(metavar="KIND=NUMBER,...", help=f"What goes wrong, and how often: all, {_FAULTS}.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="The same seed makes the same world, up to the time of day.")] = 1,
+) -> None:
+    """Serve a simulated platform on this machine, to try things on. Ends with Ctrl-C.
+
+    Prints a configuration for it on standard output: `fetcher simulate > simulated.toml`, and in another terminal
+    `fetcher run simulated.toml`. The tokens in it open nothing else.
+    """
+    if enterprises < portfolios:
+        raise ConfigError("--enterprises", "there are fewer than portfolios", "Each portfolio needs one at least")
+    try:
+        parsed = parse_faults(faults)
+    except ValueError as error:
+        raise ConfigError("--faults", str(error), "See fetcher simulate --help") from None
+    options = Options(
+        port=port,
+        seed=seed,
+        size=Size(portfolios=portfolios, enterprises=enterprises, services=services, orders=orders),
+        behaviour=Behaviour(),
+        latency=Latency(latency / 1000, jitter),
+        faults=parsed,
+    )
+    anyio.run(_serve, options)
+
+
+async def _serve(options: Options) -> None:
+    print(f"making a world of {options.size.orders:,} orders ...", file=sys.stderr)
+    platform = make_platform(options)
+    server = SimulatorServer(platform, latency=options.latency)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    try:
+        async with server.serve(options.port) as address:
+            print(config_text(platform, address, "jsonl:simulated.jsonl"), flush=True)
+            print(f"listening on {address}; Ctrl-C ends it", file=sys.stderr)
+            await stopped.wait()
+    except OSError as error:
+        cause = f"port {options.port} cannot be used ({error.strerror})"
+        raise ConfigError("--port", cause, "Name another, or 0 for any") from None
+    counts = platform.stats.portfolios.values()
+    requests, throttled = sum(count.requests for count in counts), sum(count.throttled for count in counts)
+    refused = platform.stats.against_contract_count
+    print(f"{requests:,} requests, {throttled:,} throttled, {refused:,} against the contract", file=sys.stderr)
+
+
+@app.command()
+def demo(
+    orders: Annotated[int, typer.Option(help="Orders of the simulated world.", min=1)] = 200_000,
+    into: Annotated[Path, typer.Option(metavar="FILE", help="The DuckDB file to make; replaced if there.")] = Path(
+        "fetcher-demo.duckdb"
+    ),
+) -> None:
+    """Run the main job against a simulated platform: no account and no network needed.
+
+    Starts a simulator in a process of its own, with 3 portfolios, 14 enterprises and the platform's real limits, loads
+    all its orders into a DuckDB file, and shows what is in it, compared with what the simulator knows to be true.
+    """
+    from fetcher.demo import show_demo
+
+    raise typer.Exit(show_demo(orders, into, _load))
+
+
+def main() -> None:
+    """The program `fetcher`."""
+    try:
+        app(prog_name="fetcher")
+    except FetcherError as error:
+        print(f"fetcher: {error}", file=sys.stderr)
+        usage = not (isinstance(error, SinkError) and error.after_start)
+        sys.exit(USAGE if usage else PARTLY)
+    except BrokenPipeError:
+        # Whoever read our output has left; what is durable is durable.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PARTLY)
+
+
+def _settings(path: Path, sink: str | None, from_: str | None, until: str | None) -> Config:
+    """The configuration file, with what the command line says instead."""
+    config = load_config(path)
+    if sink is not None:
+        config = msgspec.structs.replace(config, sink=msgspec.structs.replace(config.sink, url=sink))
+    orders = config.orders
+    if from_ is not None:
+        orders = msgspec.structs.replace(orders, updated_from=parse_instant(from_, "--from"))
+    if until is not None:
+        orders = msgspec.structs.replace(orders, updated_until=parse_instant(until, "--until"))
+    return check_config(msgspec.structs.replace(config, orders=orders))
+
+
+def _load(config: Config, sink: Sink, *, full: bool = False, quiet: bool = False) -> Report:
+    """Run the job, with progress on standard error, until its end or a signal."""
+    console = Console(stderr=True)
+    _log_to(console, quiet=quiet)
+
+    async def load() -> Report:
+        async with Job(config, sink=sink, full=full) as job:
+            _stop_on_signals(job)
+            try:
+                async with View(lambda: job.tallies, console, quiet=quiet):
+                    return await job.run()
+            except SinkError as error:
+                error.after_start = job.sink_opened
+                raise
+
+    return _run(load)
+
+
+def _in_job(
+    config: Config, sink: Sink | None, work: Callable[[Job], Awaitable[T]], *, full: bool = False
+) -> T:
+    """Do something with a job that loads nothing."""
+    _log_to(Console(stderr=True), quiet=True)
+
+    async def within() -> T:
+        async with Job(config, sink=sink, full=full) as job:
+            return await work(job)
+
+    return _run(within)
+
+
+def _run(function: Callable[[], Awaitable[T]]) -> T:
+    try:
+        import uvloop  # noqa: F401 the `speed` extra
+    except ImportError:
+        return anyio.run(function)
+    return anyio.run(function, backend_options={"use_uvloop": True})
+
+
+def _stop_on_signals(job: Job) -> None:
+    """The first signal ends the run in order, within `STOP_SECONDS`; the second at once."""
+    loop = asyncio.get_running_loop()
+    signals = 0
+
+    def stop() -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            os._exit(INTERRUPTED)
+        job.stop()
+        loop.call_later(STOP_SECONDS, os._exit, INTERRUPTED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+
+
+def _log_to(console: Console, *, quiet: bool) -> None:
+    logger = logging.getLogger("fetcher")
+    logger.handlers = [ConsoleHandler(console)]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _print_json(value: Any) -> None:
+    print(msgspec.json.encode(value).decode())
