@@ -1,13 +1,16 @@
 """Loads every product service order of many hotels from the Mews Connector API into a file or a database.
 
-    report = await fetcher.run("config.toml")                 # into the configured sink
+report = await fetcher.run("config.toml")                 # into the configured sink
 
-    async with fetcher.open("config.toml") as job:            # or take the pages yourself
-        async for page in job.pages():
-            for order in page.orders: ...
+async with fetcher.open("config.toml") as job:            # or take the pages yourself
+    async for page in job.pages():
+        for order in page.orders: ...
 
-    table = fetcher.load("config.toml")                       # notebooks: a pyarrow.Table, no event loop
+table = fetcher.load("config.toml")                       # notebooks: a pyarrow.Table, no event loop
 """
+
+# pyarrow ships no types, so that everything of it is unknown to the checker.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -48,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The configuration file.", show_default=True)]
+ConfigPath = Annotated[Path, typer.Argument(help="The configuration file.")]
 SinkUrl = Annotated[
     str | None,
     typer.Option(
@@ -340,9 +341,7 @@ def _load(config: Config, sink: Sink, *, full: bool = False, quiet: bool = False
     return _run(load)
 
 
-def _in_job(
-    config: Config, sink: Sink | None, work: Callable[[Job], Awaitable[T]], *, full: bool = False
-) -> T:
+def _in_job(config: Config, sink: Sink | None, work: Callable[[Job], Awaitable[T]], *, full: bool = False) -> T:
     """Do something with a job that loads nothing."""
     _log_to(Console(stderr=True), quiet=True)
 
@@ -354,11 +353,7 @@ def _in_job(
 
 
 def _run(function: Callable[[], Awaitable[T]]) -> T:
-    try:
-        import uvloop  # noqa: F401 the `speed` extra
-    except ImportError:
-        return anyio.run(function)
-    return anyio.run(function, backend_options={"use_uvloop": True})
+    return anyio.run(function, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # the `speed` extra
 
 
 def _stop_on_signals(job: Job) -> None:

@@ -348,7 +348,7 @@ def _is_table_of_text(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in cast(dict[str, object], value).values())
 
 
-_TOKEN_CURE = 'Write { env = "NAME" }, { file = "path" }, or the token as text'
+_HOW_TO_GIVE_IT = 'Write { env = "NAME" }, { file = "path" }, or the token as text'
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _KINDS = {
     "int": "a whole number",
@@ -375,7 +375,7 @@ def _mistake(message: str) -> ConfigError:
         cure = _CURES.get(match[1], "Add it")
         return ConfigError(f"{path}.{match[1]}".lstrip("."), "it is missing", cure)
     if path.endswith("token") or not reason:
-        return ConfigError(place, "it is no token", _TOKEN_CURE)
+        return ConfigError(place, "it is no token", _HOW_TO_GIVE_IT)
     if reason.startswith("Invalid enum value"):
         return ConfigError(place, "it is none of the words that are known", 'Write "enterprise" or "portfolio"')
     if match := re.fullmatch(r"Expected `([^`]*)`, got `([^`]*)`", reason):
@@ -388,8 +388,8 @@ def _mistake(message: str) -> ConfigError:
 
 _CURES = {
     "portfolios": 'Add a [[portfolios]] table with name = "..." and access_token = { env = "NAME" }',
-    "access_token": _TOKEN_CURE,
-    "client_token": _TOKEN_CURE,
+    "access_token": _HOW_TO_GIVE_IT,
+    "client_token": _HOW_TO_GIVE_IT,
     "updated_from": "Say from when on, e.g. updated_from = 2023-01-01T00:00:00Z",
     "orders": "Add an [orders] table with updated_from = 2023-01-01T00:00:00Z",
     "platform": 'Add a [platform] table with client_token = { env = "MEWS_CLIENT_TOKEN" }',

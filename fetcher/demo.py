@@ -19,9 +19,9 @@ from fetcher.view import summary, table
 _QUERIES = [
     (
         "orders by portfolio",
-        "SELECT portfolio, count(DISTINCT enterprise_id)::VARCHAR, count(DISTINCT service_id)::VARCHAR, "
-        "count(*)::VARCHAR, strftime(max(updated_utc), '%Y-%m-%d %H:%M:%S') "
-        "FROM product_service_orders GROUP BY portfolio ORDER BY portfolio",
+        """SELECT portfolio, count(DISTINCT enterprise_id)::VARCHAR, count(DISTINCT service_id)::VARCHAR,
+                  count(*)::VARCHAR, strftime(max(updated_utc), '%Y-%m-%d %H:%M:%S')
+           FROM product_service_orders GROUP BY portfolio ORDER BY portfolio""",
         ["portfolio", "enterprises", "services", "orders", "newest (UTC)"],
     ),
     (
@@ -85,5 +85,6 @@ def _compare(path: Path, simulator: Simulator) -> bool:
         f"{'every order at its newest version' if exact else 'NOT the same'}; "
         f"{stats.against_contract_count} requests against the contract, {throttled} throttled"
     )
-    print(f'look for yourself: python -c "import duckdb; duckdb.connect(\'{path}\').sql(\'FROM product_service_orders\').show()"')
+    look = f"import duckdb; duckdb.connect('{path}').sql('FROM product_service_orders').show()"
+    print(f'look for yourself: python -c "{look}"')
     return exact

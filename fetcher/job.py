@@ -28,7 +28,7 @@ from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.slots import slot_file, state_folder
 from fetcher.connector.transport import HttpTransport, Transport
-from fetcher.errors import FetcherError, PlatformError
+from fetcher.errors import FetcherError, PlatformError, SinkError
 from fetcher.load import PortfolioLoad, Send, first_error
 from fetcher.plan import least_seconds
 from fetcher.progress import PortfolioReport, Report, Tally
@@ -185,8 +185,7 @@ class Job:
         try:
             records = await offload(sink.open)
             self.sink_opened = True
-            writer = Writer(sink, offload)
-            await self._load_into(writer, records)
+            await self._load_into(sink, offload, records)
             if not self._stopped:
                 await offload(sink.finish)
         finally:
@@ -199,8 +198,10 @@ class Job:
         What failed is in `tallies` afterwards. Leaving the loop early ends the walks.
         """
         send, receive = anyio.create_memory_object_stream[Delivery](0)
+        records: Progress = {}
+        loads: list[PortfolioLoad] = []
         # The task group is the job's, not this generator's: a generator may be closed from another task.
-        self._of(self._group).start_soon(self._load_all, send, {})
+        self._of(self._group).start_soon(self._load_all, send, records, loads)
         try:
             async for delivery in receive:
                 try:
@@ -264,8 +265,8 @@ class Job:
             try:
                 await self._of(self._offload)(self._sink.probe)
                 checks.append(Check(what=f"sink {self._sink.url}", ok=True, message="usable"))
-            except FetcherError as error:
-                checks.append(Check(what=f"sink {self._sink.url}", ok=False, message=str(error)))
+            except SinkError as error:
+                checks.append(Check(what=f"sink {self._sink.url}", ok=False, message=f"{error.cause}. {error.cure}"))
         for portfolio in self._config.portfolios:
             load = self._load(portfolio, self._checkpoint(portfolio, {}), _nowhere, {})
             what = f"portfolio {portfolio.name}"
@@ -326,7 +327,16 @@ class Job:
             failed=[failure for tally in tallies for failure in tally.failed],
         )
 
-    async def _load_into(self, writer: Writer, records: Progress) -> None:
+    async def _load_into(self, sink: Sink, offload: Offload, records: Progress) -> None:
+        loads: list[PortfolioLoad] = []
+        others = {name.partition("/")[0] for name in records} - self._tallies.keys()
+
+        def forget_before() -> str | None:
+            settled = [load.settled for load in loads]
+            # A portfolio that is not part of this run may come back, and read on from where it was.
+            return None if others or None in settled else min(filter(None, settled), default=None)
+
+        writer = Writer(sink, offload, forget_before)
         send, receive = anyio.create_memory_object_stream[Delivery](self.ROOM)
         failure: list[Exception] = []
 
@@ -334,19 +344,21 @@ class Job:
             with receive:
                 try:
                     await writer.run(receive)
-                except Exception as error:  # noqa: BLE001 raised below, once the walks have ended
+                except Exception as error:
                     failure.append(error)
                     group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(write)
-            await self._load_all(send, records)
+            await self._load_all(send, records, loads)
         if failure:
             raise failure[0]
 
-    async def _load_all(self, send: MemoryObjectSendStream[Delivery], records: Progress) -> None:
+    async def _load_all(
+        self, send: MemoryObjectSendStream[Delivery], records: Progress, loads: list[PortfolioLoad]
+    ) -> None:
+        """Run every portfolio's load, each of which is added to `loads`."""
         claimed: dict[str, str] = {}
-        loads: list[PortfolioLoad] = []
         async with send:
             with self._walks:
                 if self._stopped:

@@ -36,6 +36,7 @@ from fetcher.errors import AccessDeniedError, DataError, InvalidRequestError, Pl
 from fetcher.plan import Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
 from fetcher.refused import find_refused
+from fetcher.sifting import time_key
 from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
 from fetcher.windows import Window, Windows, union
 from fetcher.writer import Delivery
@@ -75,7 +76,7 @@ class PortfolioLoad:
     """Each round reads what changed during the round before, which took a fraction of its time. Their pauses double,
     and add up to twice `settle_seconds`."""
     LEAST_CLOSING_BATCH = 125
-    """Each round also asks for fewer services at once, so that one request gives all; fewer cost more than they help."""
+    """Each round also asks for fewer services at once, so that one request gives all."""
     CONFIRM_SECONDS = 2.0
     """Between a refused token and asking once more: what is revoked stays so, what hiccups does not."""
     ATTEMPTS = 3
@@ -113,6 +114,8 @@ class PortfolioLoad:
         self._bad: dict[str, PlatformError] = {}
         self._asking = anyio.Lock()  # one at a time finds out what is refused; the others use what it found
         self._began: datetime | None = None
+        self.settled: str | None = None
+        """Once the portfolio is whole: no later walk reads what was updated before it (see `Page.settled`)."""
 
     async def run(self) -> None:
         """Load it. Failures end up in the tally; only cancellation comes out."""
@@ -515,6 +518,7 @@ class PortfolioLoad:
             )
         self._tally.watermark = target.window.end if whole and target is not None else self._watermark_before()
         self._tally.phase = "done" if whole else "failed"
+        self.settled = time_key(target.settled) if whole and target is not None else None
 
     def _watermark_before(self) -> datetime | None:
         run = self._checkpoint.last_run

@@ -169,8 +169,10 @@ def summary(report: Report) -> str:
     rate = report.orders / report.seconds if report.seconds else 0
     lines = [
         f"{end}: {report.orders:,} new orders into {report.sink} in {duration(report.seconds)} ({rate:,.0f}/s)",
-        f"{report.pages:,} pages, {report.requests:,} requests, {report.retries:,} retries, "
-        f"{report.throttled:,} times throttled",
+        (
+            f"{report.pages:,} pages, {report.requests:,} requests, {report.retries:,} retries, "
+            f"{report.throttled:,} times throttled"
+        ),
     ]
     width = max(map(len, report.portfolios), default=0)
     for name, portfolio in report.portfolios.items():

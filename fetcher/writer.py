@@ -73,6 +73,7 @@ class Writer:
     Args:
         sink: opened, and used through `offload` alone.
         offload: runs the sink's methods.
+        forget_before: asked at the end, for the last batch's `forget_before`.
     """
 
     GROUP = 8
@@ -82,16 +83,16 @@ class Writer:
     BATCH_BYTES = 96 * 2**20
     """A batch takes no more memory than this, however large its orders are."""
 
-    def __init__(self, sink: Sink, offload: Offload) -> None:
+    def __init__(self, sink: Sink, offload: Offload, forget_before: Callable[[], str | None]) -> None:
         self._sink = sink
         self._offload = offload
+        self._forget_before = forget_before
         self._pages: list[EncodedPage] = []
         self._tallies: dict[str, tuple[Tally, int]] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._rows = 0
         self._bytes = 0
         self._due: float | None = None
-        self.forget_before: str | None = None
 
     async def run(self, receive: MemoryObjectReceiveStream[Delivery]) -> None:
         """Commit everything that comes, until the last sender closes.
@@ -104,10 +105,10 @@ class Writer:
                 await self._take(group)
             del group  # its pages are encoded, and room was made for others
             if self._full():
-                await self.commit()
-        await self.commit()
+                await self._commit()
+        await self._commit(self._forget_before())
 
-    async def commit(self) -> None:
+    async def _commit(self, forget_before: str | None = None) -> None:
         """Make durable what was collected, with the progress that it stands for."""
         progress: dict[str, str | None] = {}
         for checkpoint in self._checkpoints.values():
@@ -116,9 +117,8 @@ class Writer:
         self._pages, self._tallies, self._rows, self._bytes, self._due = [], {}, 0, 0, None
         if not pages and not progress:
             return
-        new = await self._offload(
-            self._sink.commit, Batch(pages=pages, progress=progress, forget_before=self.forget_before)
-        )
+        batch = Batch(pages=pages, progress=progress, forget_before=forget_before)
+        new = await self._offload(self._sink.commit, batch)
         for tally, _rows in tallies.values():
             tally.committed += new.get(tally.portfolio, 0)
 

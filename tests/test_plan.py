@@ -9,8 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fetcher.connector.operations import MAX_IDS
-from fetcher.plan import ServiceRef, Shard, ShardBy, Target, closing_shards, least_seconds, plan
-from fetcher.plan import split_services, split_window
+from fetcher.plan import (
+    ServiceRef,
+    Shard,
+    ShardBy,
+    Target,
+    closing_shards,
+    least_seconds,
+    plan,
+    split_services,
+    split_window,
+)
 from fetcher.windows import Window, Windows, intersection, subtract, union
 from tests.test_windows import SETS, WINDOWS
 

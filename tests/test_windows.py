@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,7 @@ def test_the_grid_leaves_no_gap_and_no_overlap(window: Window, months: int) -> N
     parts = list(grid(window, months))
     assert parts[0].start == window.start
     assert parts[-1].end == window.end
-    assert all(earlier.end == later.start for earlier, later in zip(parts, parts[1:], strict=False))
+    assert all(earlier.end == later.start for earlier, later in pairwise(parts))
     assert all(part.start < part.end for part in parts)
 
 
@@ -87,5 +88,5 @@ def test_what_is_left_and_what_is_covered_make_up_the_window(window: Window, cov
 @given(SETS, SETS)
 def test_a_union_is_disjoint_and_in_order(one: tuple[Window, ...], other: tuple[Window, ...]) -> None:
     both = union((*one, *other))
-    assert all(earlier.end < later.start for earlier, later in zip(both, both[1:], strict=False))
+    assert all(earlier.end < later.start for earlier, later in pairwise(both))
     assert instants(both) == instants(one) + instants(other) - instants(intersection(one, other))

@@ -32,6 +32,7 @@ from fetcher.connector.transport import Reply, Transport, TransportError, brings
 from fetcher.errors import (
     AccessDeniedError,
     BadResponseError,
+    DataError,
     InvalidRequestError,
     PlatformError,
     TooHeavyError,
@@ -115,9 +116,7 @@ class Connector:
         self._credentials = credentials
         self._tally = tally
 
-    async def call(
-        self, operation: Operation[T], request: Request, room: anyio.Semaphore | None = None
-    ) -> Answer[T]:
+    async def call(self, operation: Operation[T], request: Request, room: anyio.Semaphore | None = None) -> Answer[T]:
         """Make one call, as often as is worth it.
 
         Args:
@@ -164,16 +163,18 @@ class Connector:
     async def _try(self, operation: Operation[T], body: bytes, room: anyio.Semaphore | None) -> Answer[T]:
         path = operation.path
         reply = await self._send(path, body, room)
-        try:
-            if reply.status == 200:
+        if reply.status == 204:  # an empty page, where the platform honours `Prefer: return=minimal`
+            return Answer(Listing[T]([], None), b"", self._now())
+        if reply.status == 200:
+            try:
                 return self._page(operation, reply)
-            if reply.status == 204:  # an empty page, where the platform honours `Prefer: return=minimal`
-                return Answer(Listing[T]([], None), b"", self._now())
-            raise _translate(path, reply)
-        except Exception:
-            if room is not None and brings_page(reply.status):
-                room.release()
-            raise
+            except (_AgainError, DataError) as found:
+                error: Exception = found
+        else:
+            error = _translate(path, reply)
+        if room is not None and brings_page(reply.status):
+            room.release()
+        raise error
 
     async def _send(self, path: str, body: bytes, room: anyio.Semaphore | None) -> Reply:
         """Send once, under the budget; settles the slot whatever happens."""

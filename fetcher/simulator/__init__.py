@@ -1,10 +1,10 @@
 """A platform to develop, demonstrate, test and measure against: faithful to the contract, with worlds from a seed.
 
-    with start_process(["--orders", "10000"]) as simulator:      # a process of its own
-        config = simulator.config(sink="null:")
+with start_process(["--orders", "10000"]) as simulator:      # a process of its own
+    config = simulator.config(sink="null:")
 
-    server = SimulatorServer(SimulatedPlatform(World(seed, Size(), now)))
-    async with server.serve() as address: ...                    # in this one
+server = SimulatorServer(SimulatedPlatform(World(seed, Size(), now)))
+async with server.serve() as address: ...                    # in this one
 """
 
 from fetcher.simulator.faults import Faults, known_kinds, parse_faults

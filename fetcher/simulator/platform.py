@@ -231,7 +231,7 @@ class SimulatedPlatform:
 
     def _answer(self, call: Call, portfolio: Portfolio, headers: Mapping[str, str], fault: str | None) -> Response:
         self._check_access(call, portfolio)
-        if fault in _SIMPLE:
+        if fault is not None and fault in _SIMPLE:
             self._struck(fault)
             return _SIMPLE[fault]
         if fault == "503":
@@ -243,7 +243,7 @@ class SimulatedPlatform:
             if self.behaviour.minimal and headers.get("Prefer", "").replace(" ", "") == "return=minimal":
                 return Response(204, {}, b"")
             page = msgspec.json.encode({_LISTS[type(call)]: [], "Cursor": None})
-        if fault in _DAMAGES:
+        if fault is not None and fault in _DAMAGES:
             self._struck(fault)
             return _DAMAGES[fault](page, self._chance)
         return Response(200, _JSON, page)

@@ -17,10 +17,11 @@ from urllib.request import Request, urlopen
 import msgspec
 
 from fetcher.config import Config, make_config
+from fetcher.connector.types import utc_text
 from fetcher.simulator.faults import Faults, parse_faults
 from fetcher.simulator.platform import RETRY_AFTER, Behaviour, SimulatedPlatform, Stats
 from fetcher.simulator.server import Latency, SimulatorServer
-from fetcher.simulator.world import MICROS, Size, World, instant
+from fetcher.simulator.world import DAY, MICROS, Size, World, instant
 
 START_SECONDS = 300.0
 """A world of many million orders takes minutes to make."""
@@ -105,22 +106,24 @@ class _Started(msgspec.Struct):
 def config_document(platform: SimulatedPlatform, address: str) -> dict[str, object]:
     """A fetcher's configuration for a simulated platform, less sink and limits."""
     world = platform.world
-    oldest = min(world.updated, default=int(time.time() * MICROS))
-    start = instant(oldest - oldest % (86_400 * MICROS)) - timedelta(days=1)
     return {
         "platform": {"address": address, "client_token": world.client_token},
         "portfolios": [
             {"name": portfolio.name, "access_token": token} for token, portfolio in world.portfolios.items()
         ],
-        "orders": {"updated_from": start.isoformat().replace("+00:00", "Z")},
+        "orders": {"updated_from": _start(platform)},
     }
+
+
+def _start(platform: SimulatedPlatform) -> str:
+    """A midnight before all that the platform holds."""
+    oldest = min(platform.world.updated, default=int(time.time() * MICROS))
+    return utc_text(instant(oldest - oldest % DAY) - timedelta(days=1))
 
 
 def config_text(platform: SimulatedPlatform, address: str, sink: str) -> str:
     """The same as a `config.toml`. The tokens in it open nothing but this simulator."""
     world = platform.world
-    orders = config_document(platform, address)["orders"]
-    start = orders["updated_from"] if isinstance(orders, dict) else ""
     lines = [
         "[platform]",
         f'address = "{address}"',
@@ -129,7 +132,7 @@ def config_text(platform: SimulatedPlatform, address: str, sink: str) -> str:
             f'\n[[portfolios]]\nname = "{portfolio.name}"\naccess_token = "{token}"'
             for token, portfolio in world.portfolios.items()
         ),
-        f"\n[orders]\nupdated_from = {start}",
+        f"\n[orders]\nupdated_from = {_start(platform)}",
         f"\n[limits]\nrequests = {platform.behaviour.requests}\nper_seconds = {platform.behaviour.per_seconds:g}",
         f'\n[sink]\nurl = "{sink}"\n',
     ]

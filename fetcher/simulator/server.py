@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -23,9 +24,9 @@ from fetcher.simulator.faults import parse_faults
 from fetcher.simulator.platform import Response, SimulatedPlatform
 
 try:
-    from isal import igzip as fast_gzip  # the `speed` extra
+    from isal import igzip as _gzip  # the `speed` extra
 except ImportError:
-    fast_gzip = gzip
+    _gzip: Any = gzip
 
 _ROOT = "/api/connector/v1/"
 _STALL_SECONDS = 300.0
@@ -107,7 +108,7 @@ class SimulatorServer:
         body, headers = response.body, response.headers
         accepts = "gzip" in request.headers.get("Accept-Encoding", "")
         if self._compress and accepts and len(body) > 500 and "Content-Encoding" not in headers:
-            body = fast_gzip.compress(body, 1)
+            body = _gzip.compress(body, 1)
             headers = {**headers, "Content-Encoding": "gzip"}
         return web.Response(status=response.status, headers=headers, body=body)
 

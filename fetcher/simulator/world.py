@@ -20,13 +20,31 @@ MICROS = 1_000_000
 DAY = 86_400 * MICROS
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-STATES = ("Confirmed", "Processed", "Canceled", "Started", "Requested", "Optional", "Inquired", "Enquired", "Waitlisted")
+STATES = (
+    "Confirmed",
+    "Processed",
+    "Canceled",
+    "Started",
+    "Requested",
+    "Optional",
+    "Inquired",
+    "Enquired",
+    "Waitlisted",
+)
 """The documented ones, the older spelling of one, and one that no document knows."""
 _STATE_SHARES = (30, 45, 12, 5, 3, 2, 2, 0.3, 0.2)
 _ORIGINS = ("Distributor", "ChannelManager", "Commander", "Import", "Connector", "Navigator", "Kiosk")
 _ORIGIN_SHARES = (22, 20, 35, 5, 10, 7.5, 0.5)
 _COMMANDER = ("InPerson", "Channel", "Phone", "Email", "Website", "Message", "CallCenter", "RoomingList")
-_DETAILS = ("", "Booking.com", "Expedia", "Zürich Ärzte-Kongress", "東京 旅行代理店", "Café — “petit déjeuner” 🥐", "Отель")
+_DETAILS = (
+    "",
+    "Booking.com",
+    "Expedia",
+    "Zürich Ärzte-Kongress",
+    "東京 旅行代理店",
+    "Café — “petit déjeuner” 🥐",
+    "Отель",
+)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,16 +281,17 @@ class World:
         self._portfolio_of[id_] = portfolio
         self._by_update[id_] = (array("q"), array("l"))
         for number in range(services):
+            service_id = _uuid(chance)
             service = {
-                "Id": _uuid(chance),
+                "Id": service_id,
                 "EnterpriseId": id_,
                 "IsActive": chance.random() < 0.8,
                 "Names": {"en-US": f"Service {number + 1}", "de-DE": f"Dienst {number + 1} (Frühstück)"},
                 "Data": {"Discriminator": "Bookable" if chance.random() < 0.15 else "Additional"},
             }
             enterprise.services.append(len(self.service_ids))
-            self.service_numbers[service["Id"]] = len(self.service_ids)
-            self.service_ids.append(service["Id"])
+            self.service_numbers[service_id] = len(self.service_ids)
+            self.service_ids.append(service_id)
             self.service_bodies.append(msgspec.json.encode(service))
             self._enterprise_of.append(enterprise)
         return enterprise

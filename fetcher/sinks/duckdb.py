@@ -1,8 +1,8 @@
 """`duckdb:FILE` keeps one row for each order, the newest version, in the table `product_service_orders`.
 
 A commit is one transaction: the batch is compared with the table once, older versions are deleted, new ones inserted,
-progress written. `ON CONFLICT` and `MERGE` would say it in one statement, and stall for minutes on some sizes; a primary
-key costs twice the time and keeps its index in memory. So ids are unique because this sink, alone in the file, keeps
+progress written. `ON CONFLICT` and `MERGE` would say it in one statement, and stall for minutes on some sizes; a
+primary key costs twice the time and keeps its index in memory. So ids are unique because this sink, alone in the file, keeps
 them so.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,5 @@ def _tables(db: duckdb.DuckDBPyConnection) -> set[str]:
 
 
 def _roll_back(db: duckdb.DuckDBPyConnection) -> None:
-    try:
+    with suppress(duckdb.Error):  # the transaction may be gone already
         db.execute("ROLLBACK")
-    except duckdb.Error:  # the transaction is gone already
-        pass

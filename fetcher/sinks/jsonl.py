@@ -12,7 +12,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,7 +49,7 @@ class _Codec(msgspec.Struct, frozen=True):
     """How a batch is compressed, and how a file of such batches is read."""
 
     compress: Callable[[list[bytes]], list[bytes]]
-    read: Callable[[Path], BinaryIO]
+    read: Callable[[Path], AbstractContextManager[Iterable[bytes]]]
 
 
 class JsonlSink(Sink):

@@ -18,7 +18,7 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from hashlib import blake2b
@@ -282,7 +282,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
+def translated(url: str) -> Generator[None]:
     """Turn what goes wrong with files into `SinkError`."""
     try:
         yield

@@ -150,7 +150,7 @@ class ParquetSink(Sink):
                 row_group_size=max(1, table.num_rows),
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=_DICTIONARIES,
+                use_dictionary=_DICTIONARIES,  # pyright: ignore[reportArgumentType] a list is documented, and inferred as a flag
             )
             file.flush()
             os.fsync(file.fileno())

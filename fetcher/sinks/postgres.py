@@ -2,7 +2,7 @@
 
 A commit is one transaction: the batch goes by COPY into a temporary table, and from there, in the order of the ids, so
 that several processes never wait for each other in a circle, into the table; progress goes with it. A connection that
-is lost is opened again and the batch is sent once more, which changes nothing if the first time was committed after all.
+is lost is opened again and the batch is sent once more, which changes nothing if it was committed after all.
 """
 
 # pyarrow ships no types, so that everything of it is unknown to the checker; what is ours is still checked.
@@ -29,7 +29,7 @@ try:
     from psycopg import sql
 
     from fetcher.sinks.database import PROGRESS, TABLE, ColumnTypes, columns, definition, difference
-    from fetcher.sinks.table import SCHEMA, require_no_nul, require_uuids, to_record_batch
+    from fetcher.sinks.table import require_no_nul, require_uuids, to_record_batch
 except ImportError as missing:
     raise MissingExtraError("postgresql:", "postgres") from missing
 
@@ -126,7 +126,9 @@ class PostgresSink(Sink):
         new: dict[str, int] = {}
         with db.transaction(), db.cursor() as cursor:
             if any(page.rows for page in batch.pages):
-                with cursor.copy(f"COPY pg_temp.fetcher_incoming ({_NAMES}) FROM STDIN (FORMAT csv)") as copy:
+                with cursor.copy(
+                    self._sql(f"COPY pg_temp.fetcher_incoming ({_NAMES}) FROM STDIN (FORMAT csv)")
+                ) as copy:
                     for page in batch.pages:
                         copy.write(memoryview(page.payload))
                 cursor.execute(self._upsert())
@@ -182,9 +184,8 @@ class PostgresSink(Sink):
         )
 
     def _prepare(self, db: psycopg.Connection) -> None:
-        db.execute(
-            f"CREATE TEMP TABLE IF NOT EXISTS fetcher_incoming ({definition(_TYPES)}) ON COMMIT DELETE ROWS",
-        )
+        defined = definition(_TYPES)
+        db.execute(self._sql(f"CREATE TEMP TABLE IF NOT EXISTS fetcher_incoming ({defined}) ON COMMIT DELETE ROWS"))
 
     def _create(self, db: psycopg.Connection) -> None:
         if not db.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self._schema,)).fetchone():
@@ -302,4 +303,4 @@ def _may_pass(error: psycopg.Error) -> bool:
 def _said(error: psycopg.Error) -> str:
     """The server's or libpq's message, on one line."""
     message = error.diag.message_primary or str(error)
-    return " ".join(message.split())[:300] or type(error).__name__
+    return " ".join(message.split())[:300].rstrip(".?") or type(error).__name__
