@@ -189,7 +189,8 @@ class Job:
             if not self._stopped:
                 await offload(sink.finish)
         finally:
-            await offload(sink.close)
+            with anyio.CancelScope(shield=True):
+                await offload(sink.close)
         return self._report(anyio.current_time() - started)
 
     async def pages(self) -> AsyncGenerator[Page]:

@@ -75,7 +75,7 @@ class PortfolioLoad:
     CLOSING_ROUNDS = 8
     """Each round reads what changed during the round before, which took a fraction of its time. Their pauses double,
     and add up to twice `settle_seconds`."""
-    LEAST_CLOSING_BATCH = 125
+    LEAST_CLOSING_BATCH = 8
     """Each round also asks for fewer services at once, so that one request gives all."""
     CONFIRM_SECONDS = 2.0
     """Between a refused token and asking once more: what is revoked stays so, what hiccups does not."""

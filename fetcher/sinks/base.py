@@ -40,10 +40,13 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     """Whether any order of this page may have been committed before (its shard was begun before, and starts again)."""
 
     def lines(self) -> list[msgspec.Raw]:
-        """Each order of `orders` as the bytes that came, in the same order."""
+        """Each order of `orders` as the bytes that came, in the same order; line breaks between tokens are spaces."""
         if not self.body:  # 204
             return []
-        items = _ITEMS.decode(self.body).items
+        body = self.body
+        if b"\n" in body or b"\r" in body:  # never within a JSON string: there they are escaped
+            body = body.replace(b"\n", b" ").replace(b"\r", b" ")
+        items = _ITEMS.decode(body).items
         if not self.skipped:
             return items
         return [item for position, item in enumerate(items) if position not in self.skipped]

@@ -38,11 +38,17 @@ log = logging.getLogger("fetcher")
 
 
 class _Lines(msgspec.Struct, frozen=True):
-    """A page as lines: one text, and each line of it where some may have to be left out."""
+    """A page as lines, each with its end."""
 
     text: bytes
-    lines: list[msgspec.Raw]
     versions: Versions
+
+    def only(self, positions: list[int] | None) -> bytes:
+        """The lines at these positions; `None`: all."""
+        if positions is None:
+            return self.text
+        lines = self.text.splitlines(keepends=True)
+        return b"".join([lines[position] for position in positions])
 
 
 class _Codec(msgspec.Struct, frozen=True):
@@ -108,12 +114,8 @@ class JsonlSink(Sink):
     def encode(self, page: Page) -> EncodedPage:
         """The page's lines as they came."""
         lines = page.lines()
-        versions = versions_of(page)
-        text = b"\n".join([*lines, b""])
-        # Where no line can have to be left out, the single lines are not needed any more, nor the body they are in.
-        kept = lines if versions.digests is not None else []
-        payload = _Lines(text, kept, versions)
-        return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(text), payload=payload)
+        payload = _Lines(b"\n".join([*lines, b""]), versions_of(page))
+        return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(payload.text), payload=payload)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
@@ -124,7 +126,7 @@ class JsonlSink(Sink):
         texts: list[bytes] = []
         with translated(self.url):
             try:
-                with self._ledger.recording():
+                with self._ledger.recording(page.payload.versions for page in batch.pages):
                     for page in batch.pages:
                         rows[page.portfolio] += self._select(page, texts, newest)
                     length = self._append(self._file, texts)
@@ -151,15 +153,11 @@ class JsonlSink(Sink):
         """Add a page's new lines to `texts`; returns how many there are."""
         lines: _Lines = page.payload
         new = self._ledger.unseen(lines.versions)
-        if new is None:
-            texts.append(lines.text)
-            updated, count = lines.versions.updated, page.rows
-        else:
-            texts.append(b"".join([bytes(lines.lines[position]) + b"\n" for position in new]))
-            updated, count = [lines.versions.updated[position] for position in new], len(new)
+        texts.append(lines.only(new))
+        updated = lines.versions.updated if new is None else [lines.versions.updated[position] for position in new]
         if updated:
             newest[page.portfolio] = max(newest.get(page.portfolio, ""), max(updated))
-        return count
+        return len(updated)
 
     def _append(self, file: BinaryIO, texts: list[bytes]) -> int:
         """Write and sync; returns the file's new length."""
@@ -205,27 +203,26 @@ class StdoutSink(Sink):
         """See `Sink.open`."""
         log.warning("standard output cannot be resumed: a run that is broken off starts over")
         self._ledger.open()
-        with self._ledger.recording():
-            self._ledger.index_from_now()
+        self._ledger.index()
         return {}
 
     def encode(self, page: Page) -> EncodedPage:
         """The page's lines as they came."""
-        payload = _Lines(b"", page.lines(), versions_of(page, always=True))
-        return EncodedPage(portfolio=page.portfolio, rows=len(payload.lines), size=len(page.body), payload=payload)
+        lines = page.lines()
+        payload = _Lines(b"\n".join([*lines, b""]), versions_of(page))
+        return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(payload.text), payload=payload)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
         rows: Counter[str] = Counter()
         out = self._out or sys.stdout.buffer
         with translated(self.url):
-            with self._ledger.recording():
+            with self._ledger.recording(()):
                 for page in batch.pages:
                     lines: _Lines = page.payload
                     new = self._ledger.unseen(lines.versions)
-                    kept = lines.lines if new is None else [lines.lines[position] for position in new]
-                    out.write(b"\n".join([*kept, b""]))
-                    rows[page.portfolio] += len(kept)
+                    out.write(lines.only(new))
+                    rows[page.portfolio] += page.rows if new is None else len(new)
             out.flush()
         return rows
 

@@ -9,7 +9,8 @@ An appending sink holds each version (`Id`, `UpdatedUtc`) once (promise P2). Thr
    digests are remembered until no walk asks for them any more: a few minutes' worth.
 2. Of a walk that starts again (`Page.repeats`): rare, so the files are read once, and all versions go to a
    temporary index on disk.
-3. Of a page before it in the same batch: seen by the same two.
+
+The index, once made, also takes what is written after it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from fetcher.connector.types import ProductServiceOrder, parse_utc
+from fetcher.connector.types import parse_utc
 from fetcher.errors import SinkBusyError, SinkError
 from fetcher.sinks.base import Batch, Holdings, Page, Progress
 
@@ -43,22 +44,20 @@ CREATE INDEX recent_updated ON recent (updated);
 
 
 class Versions(msgspec.Struct, frozen=True):
-    """The versions of one page's orders, as far as they may come again."""
+    """The versions of one page's orders."""
 
+    ids: list[str]
     updated: list[str]
     """Each order's `UpdatedUtc`."""
-    digests: list[bytes] | None
-    """Each order's; `None`: none of the page's versions can come again."""
     settled: str
     repeats: bool
 
 
-def versions_of(page: Page, *, always: bool = False) -> Versions:
-    """The versions of a page; `always`: digests even of what cannot come again."""
-    updated = [order.updated_utc for order in page.orders]
-    wanted = always or page.repeats or (bool(updated) and max(updated) >= page.settled)
-    digests = [_digest(order) for order in page.orders] if wanted else None
-    return Versions(updated, digests, page.settled, page.repeats)
+
+def versions_of(page: Page) -> Versions:
+    """The versions of a page."""
+    ids = [order.id for order in page.orders]
+    return Versions(ids, [order.updated_utc for order in page.orders], page.settled, page.repeats)
 
 
 def version_digest(order_id: str, updated: str) -> bytes:
@@ -68,10 +67,6 @@ def version_digest(order_id: str, updated: str) -> bytes:
         head, _, fraction = text.partition(".")
         text = f"{head}.{fraction[:6]}".rstrip("0").rstrip(".")
     return blake2b(f"{order_id}{text}".encode(), digest_size=12).digest()
-
-
-def _digest(order: ProductServiceOrder) -> bytes:
-    return version_digest(order.id, order.updated_utc)
 
 
 class Ledger:
@@ -90,6 +85,7 @@ class Ledger:
         self._db: sqlite3.Connection | None = None
         self._lock: int | None = None
         self._indexed = False
+        self._recent_from: str | None = None  # the oldest `UpdatedUtc` that was remembered before this run
 
     def open(self) -> Progress:
         """Create or read the file, and keep other processes out.
@@ -114,6 +110,7 @@ class Ledger:
             if self.fact("version") != _VERSION:
                 cure = "Use that version of fetcher, or another place"
                 raise SinkError(self._url, "it was written by another version of fetcher", cure)
+            (self._recent_from,) = self._db.execute("SELECT min(updated) FROM recent").fetchone()
             return dict(self._db.execute("SELECT name, record FROM progress"))
 
     @property
@@ -134,7 +131,7 @@ class Ledger:
 
     def start_over(self) -> Progress:
         """Forget everything, because the data is gone; returns the progress there is then: none."""
-        with self.recording():
+        with self.recording(()):
             for table in ("progress", "total", "part", "recent"):
                 self.db.execute(f"DELETE FROM {table}")
             self.set_fact("length", "0")
@@ -149,8 +146,10 @@ class Ledger:
         self.db.execute("INSERT INTO part VALUES (?, ?)", (name, rows))
 
     @contextmanager
-    def recording(self) -> Generator[None]:
-        """One transaction: what is done within lasts, all of it or nothing."""
+    def recording(self, pages: Iterable[Versions]) -> Generator[None]:
+        """One transaction for a batch of these pages: what is done within lasts, all of it or nothing."""
+        if any(versions.repeats for versions in pages):
+            self.index()
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -162,21 +161,20 @@ class Ledger:
 
     def unseen(self, versions: Versions) -> list[int] | None:
         """Which orders of a page are new, by position; `None`: all. Remembers them. Within `recording`."""
-        if versions.digests is None:
+        latest = max(versions.updated, default="")
+        # Earlier runs remembered from another time on than this one does.
+        recent_from = versions.settled if self._recent_from is None else min(versions.settled, self._recent_from)
+        if latest < recent_from and not self._indexed:
             return None
-        if versions.repeats:
-            self._index()
         new: list[int] = []
-        for position, (digest, updated) in enumerate(zip(versions.digests, versions.updated, strict=True)):
-            recent = updated >= versions.settled
-            known = versions.repeats and self._is_indexed(digest)
-            if recent:
-                known = not self._remember(digest, updated) or known
+        for position, (id_, updated) in enumerate(zip(versions.ids, versions.updated, strict=True)):
+            digest = version_digest(id_, updated)
+            known = self._indexed and not self._add_to("version (digest) VALUES (?)", digest)
+            if updated >= recent_from:
+                known = not self._add_to("recent (version, updated) VALUES (?, ?)", digest, updated) or known
             if not known:
                 new.append(position)
-                if self._indexed:
-                    self.db.execute("INSERT OR IGNORE INTO version VALUES (?)", (digest,))
-        return None if len(new) == len(versions.digests) else new
+        return None if len(new) == len(versions.ids) else new
 
     def record(self, batch: Batch, rows: Mapping[str, int], newest: Mapping[str, str]) -> None:
         """Keep a batch's progress and totals (new rows, and the newest `UpdatedUtc`, by portfolio), in `recording`."""
@@ -203,24 +201,17 @@ class Ledger:
         if lock is not None:  # only now: closing any descriptor of the file drops SQLite's own locks
             os.close(lock)
 
-    def _remember(self, digest: bytes, updated: str) -> bool:
-        """Remember a recent version; false if it is known already."""
-        return self.db.execute("INSERT OR IGNORE INTO recent VALUES (?, ?)", (digest, updated)).rowcount == 1
+    def _add_to(self, where: str, *values: object) -> bool:
+        """Add a row; false if it is there already."""
+        return self.db.execute(f"INSERT OR IGNORE INTO {where}", values).rowcount == 1
 
-    def _is_indexed(self, digest: bytes) -> bool:
-        return self.db.execute("SELECT 1 FROM version WHERE digest = ?", (digest,)).fetchone() is not None
-
-    def _index(self) -> None:
-        """Read all versions that the files hold into a temporary table, once in a run."""
+    def index(self) -> None:
+        """Read all versions that the files hold into a temporary table, once in a run. Outside `recording`."""
         if self._indexed:
             return
         self.db.execute("CREATE TEMP TABLE IF NOT EXISTS version (digest BLOB PRIMARY KEY) WITHOUT ROWID")
         self.db.executemany("INSERT OR IGNORE INTO version VALUES (?)", ((digest,) for digest in self._scan()))
         self._indexed = True
-
-    def index_from_now(self) -> None:
-        """Index everything that is kept from now on, because there are no files to read it from later."""
-        self._index()
 
 
 def read_holdings(url: str, path: Path) -> Holdings:

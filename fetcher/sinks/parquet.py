@@ -108,7 +108,7 @@ class ParquetSink(Sink):
         newest: dict[str, str] = {}
         name = f"part-{self._parts + 1:06}.parquet"
         with translated(self.url):
-            with self._ledger.recording():
+            with self._ledger.recording(page.payload.versions for page in batch.pages):
                 selected = [self._select(page, rows, newest) for page in batch.pages]
                 table = pa.Table.from_batches([part for part in selected if part.num_rows], SCHEMA)
                 if table.num_rows:

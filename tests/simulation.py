@@ -1,0 +1,436 @@
+"""The whole job in virtual time, against a simulated platform in memory; schedules, faults and kills from a seed.
+
+    python -m tests.simulation 42            # replay one seed, and tell what happened
+    python -m tests.simulation 1000 3000     # run a range of seeds
+
+What each seed checks, by the promises' numbers:
+
+P1  a run that ends complete holds every order that was there when it began, at that version or a newer one
+P2  nothing twice: one version of an order in a keyed sink, each version once in an appending one
+P3  after kills, the next runs complete it, and the rows are then the truth exactly
+P4  no window of the platform ever held more than the limit: whoever is alone is never refused
+P5  nothing is sent while the platform asked to wait
+P7  what is refused for good is named, and everything else is there
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from fetcher.config import Config, make_config
+from fetcher.connector.transport import Reply, TransportError, brings_page
+from fetcher.errors import SinkError
+from fetcher.job import Job
+from fetcher.progress import Report
+from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, Size, World
+from fetcher.simulator.faults import STRIKES
+from fetcher.simulator.platform import RETRY_AFTER
+from fetcher.simulator.process import config_document
+from fetcher.simulator.world import DAY, MICROS, micros
+from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink, make_sink
+from tests.virtual import run_virtually
+
+T = TypeVar("T")
+
+BEGIN = micros(datetime(2026, 3, 31, 11, 59, 30, tzinfo=UTC)) / MICROS
+MOST_SECONDS = 4 * 3600.0
+"""Virtual seconds in which a run must end, whatever goes wrong."""
+
+
+class BrokenPromiseError(AssertionError):
+    """A seed found a bug."""
+
+
+class VirtualTransport:
+    """Carries requests to a platform in memory, in virtual time."""
+
+    def __init__(self, platform: SimulatedPlatform, latency: Latency, chance: random.Random, seconds: float) -> None:
+        self.platform = platform
+        self.offset = 0.0
+        """Seconds that passed between runs."""
+        self._latency = latency
+        self._chance = chance
+        self._seconds = seconds
+        self._paused: dict[str, float] = {}
+
+    def now(self) -> float:
+        """The platform's time, in seconds since 1970."""
+        return BEGIN + anyio.current_time() + self.offset
+
+    async def post(self, path: str, body: bytes, room: anyio.Semaphore | None = None) -> Reply:
+        """See `Transport.post`."""
+        token = json.loads(body)["AccessToken"]
+        if self._paused.get(token, 0) > self.now() + 1e-6:
+            raise BrokenPromiseError("P5: a request was sent while the platform asked to wait")
+        delay = self._latency.draw(self._chance)
+        await anyio.sleep(delay / 2)
+        headers = {"Content-Type": "application/json", "Prefer": "return=minimal"}
+        response = self.platform.handle(path, headers, body, self.now())
+        if response.delivery == "stall" or delay > self._seconds:
+            await anyio.sleep(self._seconds)
+            raise TransportError("timeout", "no answer")
+        await anyio.sleep(delay / 2)
+        if response.delivery in ("lost", "reset", "truncated"):
+            raise TransportError("broken", "the connection broke")
+        if response.headers.get("Content-Encoding") == "gzip":
+            raise TransportError("corrupt", "gzip")
+        if response.status == 429 and response.headers.get("Retry-After", "").isdigit():
+            until = self.now() + int(response.headers["Retry-After"])
+            self._paused[token] = max(self._paused.get(token, 0), until)
+        if room is not None and brings_page(response.status):
+            await room.acquire()
+        return Reply(response.status, response.headers, response.body)
+
+
+class KeyedSink(Sink):
+    """Keeps the newest version of each order in memory; what was committed outlives the sink."""
+
+    batch_rows = 60
+    keyed = True
+
+    def __init__(self) -> None:
+        super().__init__("memory:")
+        self.rows: dict[str, str] = {}
+        self.progress: Progress = {}
+
+    def probe(self) -> None:
+        """Always usable."""
+
+    def open(self) -> Progress:
+        return dict(self.progress)
+
+    def encode(self, page: Page) -> EncodedPage:
+        payload = [(order.id, order.updated_utc) for order in page.orders]
+        return EncodedPage(portfolio=page.portfolio, rows=len(payload), size=0, payload=payload)
+
+    def commit(self, batch: Batch) -> Mapping[str, int]:
+        new: Counter[str] = Counter()
+        for page in batch.pages:
+            for id_, updated in page.payload:
+                if _time(self.rows.get(id_)) < _time(updated):
+                    self.rows[id_] = updated
+                    new[page.portfolio] += 1
+        for name, record in batch.progress.items():
+            if record is None:
+                self.progress.pop(name, None)
+            else:
+                self.progress[name] = record
+        return new
+
+    def holdings(self) -> Holdings:
+        return Holdings(rows=None, newest=None, progress=dict(self.progress))
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+    def versions(self) -> list[tuple[str, str]]:
+        """Every version that it holds."""
+        return list(self.rows.items())
+
+
+class FileSink:
+    """A real JSONL sink, opened anew for each run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "orders.jsonl"
+
+    def fresh(self) -> Sink:
+        """The sink as a new process would open it."""
+        sink = make_sink(f"jsonl:{self.path}")
+        type(sink).batch_rows = 60
+        return sink
+
+    def versions(self) -> list[tuple[str, str]]:
+        """Every version that it holds."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        orders = [json.loads(line) for line in lines]
+        return [(order["Id"], order["UpdatedUtc"]) for order in orders]
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def killing(sink: Sink, at: int, *, before: bool) -> Sink:
+    """Have the process die at the sink's commit number `at`, just before or just after it is durable."""
+    commit = sink.commit
+    count = 0
+
+    def killed(batch: Batch) -> Mapping[str, int]:
+        nonlocal count
+        count += 1
+        if count == at and before:
+            raise Killed
+        new = commit(batch)
+        if count == at:
+            raise Killed
+        return new
+
+    sink.commit = killed  # type: ignore[method-assign]
+    return sink
+
+
+class Story:
+    """One seed: a world, a platform with its moods, and the runs against it."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        chance = self.chance = random.Random(seed)
+        portfolios = chance.choice((1, 1, 2, 3))
+        size = Size(
+            portfolios=portfolios,
+            enterprises=portfolios + chance.randrange(5),
+            services=chance.choice((portfolios + 5, 12, 40)),
+            orders=chance.choice((0, 60, 150, 300)),
+            years=chance.choice((0.02, 0.3, 1.2)),
+        )
+        self.world = World(seed, size, int((BEGIN + 900) * MICROS))
+        self.faulty = _faults(chance)
+        self.behaviour = Behaviour(
+            requests=chance.choice((5, 20, 60)),
+            per_seconds=chance.choice((2.0, 7.0)),
+            inclusive=chance.random() < 0.5,
+            by_creation=chance.random() < 0.5,
+            retry_after=chance.choice(RETRY_AFTER),
+            minimal=chance.random() < 0.5,
+        )
+        self.platform = SimulatedPlatform(self.world, self.behaviour, self.faulty, seed)
+        latency = Latency(chance.choice((0.001, 0.05, 0.8)), chance.choice((0.0, 1.0)))
+        self.transport = VirtualTransport(self.platform, latency, chance, seconds=30)
+        self.keyed = KeyedSink() if chance.random() < 0.5 else None
+        self.file = FileSink(folder)
+        self.log: list[str] = [f"{size}", f"{self.behaviour}", f"{self.faulty}"]
+
+    def config(self) -> Config:
+        """The fetcher's configuration: another one for each run, of the same selection."""
+        chance = self.chance
+        document = config_document(self.platform, "http://127.0.0.1:1")
+        return make_config(
+            {
+                **document,
+                "orders": {**document["orders"], "settle_seconds": 5, "overlap_seconds": 20},
+                "limits": {
+                    "requests": self.behaviour.requests,
+                    "per_seconds": self.behaviour.per_seconds,
+                    "walks": chance.choice((1, 3, 16)),
+                    "page_size": chance.choice((7, 20, 100)),
+                    "window_months": chance.choice((1, 3)),
+                    "shard_by": chance.choice(("enterprise", "portfolio")),
+                    "request_seconds": 30,
+                    "outage_minutes": 5,
+                },
+            }
+        )
+
+    async def tell(self) -> None:
+        """All of it: runs that go wrong, then runs that do not, until everything is there."""
+        for _ in range(self.chance.randrange(4)):
+            await self.run(self._trouble())
+            self.wait(self.chance.choice((100, 4000)))
+        self.platform.faults = Faults()
+        self.log.append("no more faults")
+        for _ in range(3):
+            report = await self.run(None)
+            if report is not None and report.complete:
+                break
+            self.wait(DAY / MICROS + 60)  # refused services are tried again
+        else:
+            raise BrokenPromiseError(f"P3: without faults it does not complete: {report and report.failed}")
+        if self.portfolio_truth() != self.held():
+            raise BrokenPromiseError("P3: the rows are not the truth")
+
+    def wait(self, seconds: float) -> None:
+        """Time passes between two runs."""
+        self.transport.offset += seconds
+
+    async def run(self, trouble: Callable[[Job, Sink], Awaitable[None]] | None) -> Report | None:
+        """One run, to its end or its violent end; checks what must hold."""
+        sink: Sink = self.keyed if self.keyed is not None else self.file.fresh()
+        before = {} if trouble is not None else dict(self.truth_now())
+        began = anyio.current_time()
+        if trouble is None and self.keyed is not None:
+            sink.__dict__.pop("commit", None)
+        report: Report | None = None
+        before = dict(self.truth_now())
+        try:
+            with anyio.fail_after(MOST_SECONDS):
+                async with Job(
+                    self.config(),
+                    sink=sink,
+                    full=self.chance.random() < 0.1,
+                    transport=self.transport,
+                    offload=_inline,
+                    chance=self.chance,
+                ) as job:
+                    report = await self._run_job(job, sink, trouble)
+        except TimeoutError:
+            raise BrokenPromiseError("a run does not end") from None
+        sink.__dict__.pop("commit", None)
+        took = anyio.current_time() - began
+        if report is not None:
+            self.log.append(f"{'complete' if report.complete else 'incomplete'} in {took:.0f} s, {report.failed}")
+            if report.complete:
+                self.check_complete(before)
+            elif not report.failed and not report.interrupted:
+                raise BrokenPromiseError("P7: incomplete, and nothing is named")
+        self.check_always()
+        return report
+
+    async def _run_job(
+        self, job: Job, sink: Sink, trouble: Callable[[Job, Sink], Awaitable[None]] | None
+    ) -> Report | None:
+        report: Report | None = None
+        async with anyio.create_task_group() as group:
+            if trouble is not None:
+                group.start_soon(trouble, job, sink)
+            try:
+                with anyio.CancelScope() as self.scope:
+                    report = await job.run()
+            except (SinkError, Killed) as error:
+                self.log.append(repr(error))
+            group.cancel_scope.cancel()
+        return report
+
+    def _trouble(self) -> Callable[[Job, Sink], Awaitable[None]]:
+        chance = self.chance
+        kind = chance.choice(("none", "kill", "stop", "cancel"))
+        when = chance.uniform(0, 1) ** 3 * 300
+        at, before = chance.randrange(1, 12), chance.random() < 0.5
+
+        async def trouble(job: Job, sink: Sink) -> None:
+            if kind == "kill":
+                killing(sink, at, before=before)
+            elif kind != "none":
+                await anyio.sleep(when)
+                if kind == "stop":
+                    job.stop()
+                else:
+                    self.scope.cancel()
+
+        self.log.append(f"trouble: {kind}")
+        return trouble
+
+    def truth_now(self) -> list[tuple[str, str]]:
+        """Every order's version now, without the services that are refused."""
+        return list(self.world.truth())
+
+    def portfolio_truth(self) -> set[tuple[str, str]]:
+        """What the sink should hold in the end."""
+        return {(id_, _normal(updated)) for id_, updated in self.world.truth()}
+
+    def held(self) -> set[tuple[str, str]]:
+        """What the sink holds: of each order the newest version."""
+        newest: dict[str, str] = {}
+        for id_, updated in self.versions():
+            if _time(newest.get(id_)) < _time(updated):
+                newest[id_] = updated
+        return {(id_, _normal(updated)) for id_, updated in newest.items()}
+
+    def versions(self) -> list[tuple[str, str]]:
+        """Every version in the sink."""
+        return self.keyed.versions() if self.keyed is not None else self.file.versions()
+
+    def check_complete(self, before: Mapping[str, str]) -> None:
+        """P1, after a run that says that it is complete."""
+        held = dict(self.held())
+        for id_, updated in before.items():
+            if _time(held.get(id_)) < _time(_normal(updated)):
+                raise BrokenPromiseError(f"P1: order {id_} of {updated}: the sink has {held.get(id_)}")
+
+    def check_always(self) -> None:
+        """P2, P4, and that no request broke the contract."""
+        versions = [(id_, _normal(updated)) for id_, updated in self.versions()]
+        if len(set(versions)) != len(versions):
+            twice = [version for version, count in Counter(versions).items() if count > 1]
+            raise BrokenPromiseError(f"P2: twice: {twice[:3]}")
+        stats = self.platform.stats
+        if stats.against_contract_count:
+            raise BrokenPromiseError(f"against the contract: {stats.against_contract}")
+        throttled = sum(count.throttled for count in stats.portfolios.values())
+        if not self.faulty.condition("others") and throttled > stats.faults.get("429", 0):
+            raise BrokenPromiseError("P4: the platform refused a request that was one too many")
+
+
+def _faults(chance: random.Random) -> Faults:
+    strikes: dict[str, float] = {}
+    if chance.random() < 0.7:
+        kinds = chance.sample(sorted(STRIKES), chance.randrange(1, 6))
+        share = chance.choice((0.02, 0.1, 0.3))
+        strikes = {kind: share / len(kinds) for kind in kinds}
+    conditions: dict[str, float] = {}
+    options = {
+        "changes": (0.2, 2.0),
+        "late": (4.0,),
+        "heavy-pages": (5, 30),
+        "heavy-windows": (20, 60),
+        "heavy-ids": (3, 10),
+        "invalid-cursors": (1,),
+        "bad-services": (1, 3),
+        "unknown": (1,),
+        "others": (1.0,),
+        "outage-after": (5, 40),
+        "revoke": (10, 40),
+        "forbid": (1,),
+    }
+    for kind, numbers in options.items():
+        if chance.random() < (0.5 if kind in ("changes", "late", "invalid-cursors") else 0.08):
+            conditions[kind] = chance.choice(numbers)
+    if chance.random() < 0.2:
+        conditions["outage-seconds"] = chance.choice((3.0, 1000.0))
+    return Faults(strikes, conditions)
+
+
+async def _inline(function: Callable[..., T], *arguments: Any) -> T:
+    await anyio.lowlevel.checkpoint()
+    return function(*arguments)
+
+
+def _normal(updated: str) -> str:
+    text = updated.rstrip("Z")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _time(updated: str | None) -> str:
+    """Versions compare as this text; none is older than any."""
+    return "" if updated is None else _normal(updated)
+
+
+def simulate(seed: int) -> Story:
+    """Play one seed.
+
+    Raises:
+        BrokenPromiseError: it found a bug.
+    """
+    shared = Path("/dev/shm")  # syncing costs nothing there
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        story = Story(seed, Path(folder))
+        try:
+            run_virtually(story.tell)
+        except BaseException as error:
+            found = _first(error)
+            found.add_note(f"seed {seed}; replay with: python -m tests.simulation {seed}\n" + "\n".join(story.log))
+            raise found from None
+        return story
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+if __name__ == "__main__":
+    first, last = int(sys.argv[1]), int(sys.argv[-1])
+    for seed in range(first, last + 1):
+        with suppress(KeyboardInterrupt):
+            story = simulate(seed)
+    print("\n".join(story.log) if first == last else f"{last - first + 1} seeds held")
