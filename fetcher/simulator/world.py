@@ -235,21 +235,24 @@ class World:
         self.bodies[number] = msgspec.json.encode(body)
         self.updated[number] = updated
         self._state[number] = STATES.index(state)
-        place = bisect_right(times, updated)
-        times.insert(place, updated)
-        orders.insert(place, number)
-        self._portfolio_of[enterprise.id].changes += 1
+        self._place(enterprise, number)
 
     def add(self, service: int, *, created: int, updated: int, chance: random.Random) -> int:
         """Make a new order of a service; returns its number."""
         number = self._render(service, created, updated, self._pools, chance)
-        enterprise = self._enterprise_of[service]
+        self._place(self._enterprise_of[service], number)
+        return number
+
+    def _place(self, enterprise: Enterprise, number: int) -> None:
+        """Put an order into its enterprise's index: by time, then by number."""
         times, orders = self._by_update[enterprise.id]
+        updated = self.updated[number]
         place = bisect_right(times, updated)
+        while place and times[place - 1] == updated and orders[place - 1] > number:
+            place -= 1
         times.insert(place, updated)
         orders.insert(place, number)
         self._portfolio_of[enterprise.id].changes += 1
-        return number
 
     # Populating
 
