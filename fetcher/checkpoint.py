@@ -8,6 +8,7 @@ records' size follows the services and the walks that are open, not the history.
     NAME/SELECTION/done/KEY      what the batch's finished walks stand for: [[start, end], ...]
     NAME/SELECTION/open/KEY      a walk that is under way, and its cursor (`OpenRecord`)
     NAME/SELECTION/bad/SERVICE   a service that the platform refuses, and when it is to be tried again
+    NAME/SELECTION/again/all     what was covered was forgotten: whatever is read may be in the sink already
 
 SELECTION is `all`, or a digest of the states: another filter is another selection, with progress of its own.
 """
@@ -108,7 +109,9 @@ class Checkpoint:
         self._done = self._read(mine, "done", Windows)
         self._open = self._read(mine, "open", OpenRecord)
         self._bad = self._read(mine, "bad", datetime)
+        self._again = self._read(mine, "again", bool)
         self._kinds: dict[str, dict[str, Any]] = {
+            "again": self._again,
             "batch": self._batches,
             "done": self._done,
             "open": self._open,
@@ -149,11 +152,22 @@ class Checkpoint:
         """Whether this selection has no progress at all."""
         return not (self._done or self._open)
 
+    @property
+    def again(self) -> bool:
+        """Whether everything is read again, so that what comes may be in the sink already."""
+        return bool(self._again)
+
     def forget(self) -> None:
         """Start over: drop every record of this selection (`--full`)."""
         for kind, records in self._kinds.items():
             for key in list(records):
                 self._remove(kind, key)
+        self._write("again", "all", True)
+
+    def whole(self) -> None:
+        """Everything is covered."""
+        for key in list(self._again):
+            self._remove("again", key)
 
     def regroup(self, services: Iterable[ServiceRef], batches: Iterable[Shard], keep: Iterable[Shard]) -> None:
         """Write what is covered by today's batches, so that records of batches that are no more can go.

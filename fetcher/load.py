@@ -114,6 +114,7 @@ class PortfolioLoad:
         self._bad: dict[str, PlatformError] = {}
         self._asking = anyio.Lock()  # one at a time finds out what is refused; the others use what it found
         self._began: datetime | None = None
+        self._remembered_from = ""
         self.settled: str | None = None
         """Once the portfolio is whole: no later walk reads what was updated before it (see `Page.settled`)."""
 
@@ -204,7 +205,7 @@ class PortfolioLoad:
                     covered[service] = (*covered.get(service, ()), *shard.stands_for)
                 else:
                     tainted[service] = (*tainted.get(service, ()), shard.window)
-        if checkpoint.other_selections or self._full:
+        if checkpoint.other_selections or checkpoint.again:
             tainted = dict.fromkeys(known, (target.window,))
         merged = {service: union(windows) for service, windows in covered.items()}
         return plan(found.services, merged, target, tainted), going_on
@@ -227,6 +228,8 @@ class PortfolioLoad:
         walks = Counter(service for item in items for service in item.shard.service_ids)
         self._moving = {service for service, count in walks.items() if count > 1}
         self._tally.phase = "loading"
+        # Walks that go on reach into what the new ones read, so all remember from the earliest of them on.
+        self._remembered_from = time_key(min([target.settled, *(shard.settled for shard, _ in going_on)]))
         await self._walk_all(items, found)
         if target.open_ended:
             await self._close(found, target)
@@ -284,6 +287,7 @@ class PortfolioLoad:
             enterprise_ids={service.id: service.enterprise_id for service in found.services},
             states=self._config.orders.states,
             page_size=self._config.limits.page_size,
+            settled=self._remembered_from,
             room=self._room,
         )
         try:
@@ -512,6 +516,8 @@ class PortfolioLoad:
     def _end_run(self, target: Target | None) -> None:
         """The last news of this portfolio: everything before it was accepted or rejected by now."""
         whole = target is not None and not self._tally.failed
+        if whole:
+            self._checkpoint.whole()
         if target is not None:
             self._checkpoint.record_run(
                 self._record("whole", target.window.end) if whole else self._record("partly", self._watermark_before())

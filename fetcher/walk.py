@@ -25,7 +25,7 @@ from fetcher.connector.operations import MAX_MONTHS, Interval, Limitation, Order
 from fetcher.connector.types import ProductServiceOrder
 from fetcher.errors import BadResponseError, DataError, InvalidRequestError, TooHeavyError
 from fetcher.plan import Shard, split_services, split_window
-from fetcher.sifting import Sieve, Sifted, time_key
+from fetcher.sifting import Sieve, Sifted
 from fetcher.sinks.base import Page
 from fetcher.windows import add_months
 
@@ -64,6 +64,8 @@ class Scope(msgspec.Struct, frozen=True):
     enterprise_ids: Mapping[str, str]
     states: Sequence[str] | None
     page_size: int
+    settled: str
+    """See `Page.settled`."""
     room: anyio.Semaphore
     """For pages in memory; whoever a page is delivered to releases it."""
 
@@ -270,7 +272,7 @@ class Walk:
             body=answer.body,
             skipped=sifted.skipped,
             fetched_utc=answer.fetched_utc,
-            settled=time_key(self._shard.settled),
+            settled=self._scope.settled,
             repeats=self._shard.repeats,
         )
         return Step(self._shard, page, position, sifted)
