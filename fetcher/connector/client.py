@@ -187,6 +187,10 @@ class Connector:
         try:
             slot = await self.budget.acquire()
             await self.platform.pacer.acquire()
+            while self.budget.paused_seconds:  # meanwhile the platform asked to wait
+                slot.unsent()
+                slot = None
+                slot = await self.budget.acquire()
             self._tally.requests += 1
             settled = True  # from here on, only `_post` knows whether it left
             return await self._post(path, body, slot, room)
