@@ -17,15 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from functools import reduce
 from hashlib import blake2b
 from typing import Any, TypeVar
 
 import msgspec
 
-from fetcher.plan import ServiceRef, Shard
+from fetcher.connector.operations import MAX_IDS
+from fetcher.plan import ServiceRef, Shard, batch_key
 from fetcher.progress import Failure
-from fetcher.windows import Window, Windows, intersection, union
+from fetcher.windows import Window, Windows, union
 
 T = TypeVar("T")
 
@@ -169,39 +169,33 @@ class Checkpoint:
         for key in list(self._again):
             self._remove("again", key)
 
-    def regroup(self, services: Iterable[ServiceRef], batches: Iterable[Shard], keep: Iterable[Shard]) -> None:
-        """Write what is covered by today's batches, so that records of batches that are no more can go.
-
-        Without it each service that turns up or goes would leave a batch behind.
+    def regroup(self, services: Iterable[ServiceRef], keep: Iterable[Shard]) -> None:
+        """Write what is covered by as few batches as it takes, so that batches that were walked once do not pile up.
 
         Args:
             services: all services of the selection.
-            batches: shards whose batches are walked now.
             keep: walks that go on.
         """
         covered = self.covered()
         kept = list(keep)
         wanted: dict[str, BatchRecord] = {}
         done: dict[str, Windows] = {}
-        batched: set[str] = set()
-        for shard in batches:
-            if shard.batch_key in wanted:
-                continue
-            wanted[shard.batch_key] = BatchRecord(shard.service_ids, shard.enterprise_id)
-            batched.update(shard.service_ids)
-            done[shard.batch_key] = reduce(intersection, (covered.get(service, ()) for service in shard.service_ids))
-        rest: dict[tuple[str, Windows], list[str]] = {}
+        # Services of one batch are covered alike, or what one has would be lost for the other.
+        alike: dict[tuple[str, Windows], list[str]] = {}
         for service in sorted(services):
-            if service.id not in batched and covered.get(service.id):
-                rest.setdefault((service.enterprise_id, covered[service.id]), []).append(service.id)
-        for (enterprise, windows), ids in rest.items():
-            record = BatchRecord(tuple(ids), enterprise)
-            shard = Shard(service_ids=record.service_ids, window=windows[0], settled=windows[0].end)
-            wanted[shard.batch_key], done[shard.batch_key] = record, windows
+            if windows := covered.pop(service.id, ()):
+                alike.setdefault((service.enterprise_id, windows), []).append(service.id)
+        for service_id in sorted(covered):  # not there today, but they may come back
+            alike.setdefault(("", covered[service_id]), []).append(service_id)
+        for (enterprise, windows), ids in alike.items():
+            for first in range(0, len(ids), MAX_IDS):
+                record = BatchRecord(tuple(ids[first : first + MAX_IDS]), enterprise or None)
+                key = batch_key(record.service_ids)
+                wanted[key], done[key] = record, windows
         for shard in kept:
             wanted.setdefault(shard.batch_key, BatchRecord(shard.service_ids, shard.enterprise_id))
         self._replace("batch", self._batches, wanted)
-        self._replace("done", self._done, {key: windows for key, windows in done.items() if windows})
+        self._replace("done", self._done, done)
         open_keys = {shard.key for shard in kept}
         self._replace("open", self._open, {key: open_ for key, open_ in self._open.items() if key in open_keys})
 

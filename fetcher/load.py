@@ -38,7 +38,7 @@ from fetcher.progress import Failure, Tally
 from fetcher.refused import find_refused
 from fetcher.sifting import time_key
 from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
-from fetcher.windows import Window, Windows, union
+from fetcher.windows import Window, union
 from fetcher.writer import Delivery
 
 log = logging.getLogger("fetcher")
@@ -193,22 +193,30 @@ class PortfolioLoad:
     def shards(self, found: Discovered, target: Target) -> tuple[list[Shard], list[tuple[Shard, Position]]]:
         """The shards that are missing, and the walks that go on."""
         checkpoint = self._checkpoint
-        known = {service.id for service in found.services}
         covered = dict(checkpoint.covered())
-        going_on: list[tuple[Shard, Position]] = []
-        tainted: dict[str, Windows] = {}
-        for shard, position in checkpoint.begun():
-            if known.issuperset(shard.service_ids):
-                going_on.append((shard, position))
+        going_on, _ = self._resumed(found)
+        for shard, _ in going_on:
             for service in shard.service_ids:
-                if (shard, position) in going_on[-1:]:
-                    covered[service] = (*covered.get(service, ()), *shard.stands_for)
-                else:
-                    tainted[service] = (*tainted.get(service, ()), shard.window)
-        if checkpoint.other_selections or checkpoint.again:
-            tainted = dict.fromkeys(known, (target.window,))
+                covered[service] = (*covered.get(service, ()), *shard.stands_for)
+        # Where other progress was made before, by another filter or before it was forgotten, orders come again.
+        again = checkpoint.other_selections or checkpoint.again
+        tainted = {service.id: (target.window,) for service in found.services} if again else {}
         merged = {service: union(windows) for service, windows in covered.items()}
         return plan(found.services, merged, target, tainted), going_on
+
+    def _resumed(self, found: Discovered) -> tuple[list[tuple[Shard, Position]], list[tuple[Shard, Position]]]:
+        """The walks that were under way: those that go on, and those that wait until their services are back."""
+        known = {service.id for service in found.services}
+        going_on: list[tuple[Shard, Position]] = []
+        waiting: list[tuple[Shard, Position]] = []
+        for shard, position in self._checkpoint.begun():
+            here = tuple(service for service in shard.service_ids if service in known)
+            gone = tuple(service for service in shard.service_ids if service not in known)
+            if here:
+                going_on.append((msgspec.structs.replace(shard, service_ids=here), position))
+            if gone:
+                waiting.append((msgspec.structs.replace(shard, service_ids=gone), position))
+        return going_on, waiting
 
     # Loading
 
@@ -219,7 +227,10 @@ class PortfolioLoad:
             checkpoint.forget()
         self._recall_bad()
         shards, going_on = self.shards(found, target)
-        checkpoint.regroup(found.services, shards, [shard for shard, _ in going_on])
+        resumed = [*going_on, *self._resumed(found)[1]]
+        for shard, position in resumed:
+            checkpoint.advance(shard, position)  # parts of a walk take its place
+        checkpoint.regroup(found.services, [shard for shard, _ in resumed])
         checkpoint.record_run(self._record("running or killed", self._watermark_before()))
         page_size = self._config.limits.page_size
         items = [Item(shard, position, Lineage()) for shard, position in going_on]
