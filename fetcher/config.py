@@ -168,6 +168,10 @@ class SinkConfig(_Section, frozen=True, kw_only=True):
 
     url: str | None = None
 
+    def __repr__(self) -> str:
+        scheme = (self.url or "").partition(":")[0]
+        return f"SinkConfig({scheme}:...)"  # the rest may hold a password
+
 
 class Config(_Section, frozen=True, kw_only=True):
     """The whole configuration."""

@@ -159,7 +159,7 @@ class FileSink:
         return [(order["Id"], order["UpdatedUtc"]) for order in orders]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The process is gone."""
 
 
@@ -172,10 +172,10 @@ def killing(sink: Sink, at: int, *, before: bool) -> Sink:
         nonlocal count
         count += 1
         if count == at and before:
-            raise Killed
+            raise KilledError
         new = commit(batch)
         if count == at:
-            raise Killed
+            raise KilledError
         return new
 
     sink.commit = killed  # type: ignore[method-assign]
@@ -297,7 +297,7 @@ class Story:
             try:
                 with anyio.CancelScope() as self.scope:
                     report = await job.run()
-            except (SinkError, Killed) as error:
+            except (SinkError, KilledError) as error:
                 self.log.append(repr(error))
             group.cancel_scope.cancel()
         return report

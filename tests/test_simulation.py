@@ -28,7 +28,7 @@ def play(first: int, last: int) -> list[str]:
     for seed in range(first, last):
         try:
             simulate(seed)
-        except Exception as error:  # noqa: BLE001 whatever it is, the seed must be told
+        except Exception as error:
             found.append("\n".join([repr(error), *getattr(error, "__notes__", [])]))
     return found
 
@@ -74,5 +74,9 @@ def test_a_broken_promise_is_caught(what: str, monkeypatch: pytest.MonkeyPatch) 
     owner, name, replacement = SABOTAGE[what]
     monkeypatch.setattr(owner, name, replacement)  # our own code, broken on purpose
     with pytest.raises(BrokenPromiseError):
-        for seed in range(400):
-            simulate(seed)
+        play_until_it_breaks(400)
+
+
+def play_until_it_breaks(seeds: int) -> None:
+    for seed in range(seeds):
+        simulate(seed)

@@ -12,7 +12,7 @@ import anyio
 T = TypeVar("T")
 
 MOMENT = 1e-9
-"""Every turn of the loop takes as long: whoever is woken a rounding error too early must not find the same time again."""
+"""Every turn of the loop takes as long: whoever is woken a rounding error early must not find the same time again."""
 
 
 class _Selector(selectors.SelectSelector):

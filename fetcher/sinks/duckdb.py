@@ -2,8 +2,8 @@
 
 A commit is one transaction: the batch is compared with the table once, older versions are deleted, new ones inserted,
 progress written. `ON CONFLICT` and `MERGE` would say it in one statement, and stall for minutes on some sizes; a
-primary key costs twice the time and keeps its index in memory. So ids are unique because this sink, alone in the file, keeps
-them so.
+primary key costs twice the time and keeps its index in memory. So ids are unique because this sink, alone in the file,
+keeps them so.
 """
 
 # Neither pyarrow nor duckdb ships full types; what is ours is still checked.

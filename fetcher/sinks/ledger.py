@@ -53,7 +53,6 @@ class Versions(msgspec.Struct, frozen=True):
     repeats: bool
 
 
-
 def versions_of(page: Page) -> Versions:
     """The versions of a page."""
     ids = [order.id for order in page.orders]
@@ -110,7 +109,8 @@ class Ledger:
             if self.fact("version") != _VERSION:
                 cure = "Use that version of fetcher, or another place"
                 raise SinkError(self._url, "it was written by another version of fetcher", cure)
-            (self._recent_from,) = self._db.execute("SELECT min(updated) FROM recent").fetchone()
+            # To the second: with a fraction, the text of one instant does not compare with another text of it.
+            (self._recent_from,) = self._db.execute("SELECT substr(min(updated), 1, 19) FROM recent").fetchone()
             return dict(self._db.execute("SELECT name, record FROM progress"))
 
     @property

@@ -1,0 +1,71 @@
+"""What the benchmarks share: the machine they run on, a job in this process, options."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from fetcher.job import Job
+from fetcher.progress import Report
+from fetcher.simulator import Simulator
+from fetcher.sinks import Sink, make_sink
+
+UNLIMITED = "1000000"
+
+
+def options(description: str) -> bool:
+    """Whether `--short` was given; prints the machine and the versions."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--short", action="store_true", help="a small run, to see that it works")
+    short = bool(parser.parse_args().short)
+    logging.getLogger("fetcher").setLevel(logging.ERROR)
+    names = ("fetcher", "aiohttp", "msgspec", "anyio", "pyarrow", "duckdb")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"{versions}{' (short run)' if short else ''}")
+    return short
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A folder for what a benchmark writes, which is also where budgets are remembered."""
+    folder = Path(tempfile.mkdtemp(prefix="fetcher-benchmark-"))
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def load(simulator: Simulator, sink: Sink | str, **limits: object) -> tuple[Report, float]:
+    """Run the job into a sink; returns its report and how many seconds it took."""
+    target = make_sink(sink) if isinstance(sink, str) else sink
+    config = simulator.config(target.url, **{"requests": 100_000, **limits})
+
+    async def run() -> Report:
+        async with Job(config, sink=target) as job:
+            return await job.run()
+
+    started = time.perf_counter()
+    report = asyncio.run(run())
+    seconds = time.perf_counter() - started
+    if not report.complete:
+        raise SystemExit(f"the run was not complete: {report.failed}")
+    return report, seconds
+
+
+def expect(holds: bool, what: str, *, short: bool = False) -> None:
+    """End with an error if a figure does not hold; in a short run, on a machine with other work, only tell."""
+    print(f"{'ok  ' if holds else 'NOT '} {what}")
+    if not holds and not short:
+        raise SystemExit(1)

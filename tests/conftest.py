@@ -1,0 +1,27 @@
+"""What tests share: a state folder of their own, and a PostgreSQL server for those who ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import Server, running_server
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def schema_url(postgres: Server, tmp_path: Path) -> str:
+    """A schema of the test's own, which does not exist yet."""
+    return f"{postgres.url}?schema=test_{abs(hash(tmp_path)):x}"
