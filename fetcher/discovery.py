@@ -24,11 +24,15 @@ from fetcher.connector.operations import (
     ServicesRequest,
 )
 from fetcher.connector.types import Enterprise, Service
-from fetcher.errors import BadResponseError, InvalidRequestError, PlatformError
+from fetcher.errors import BadResponseError, InvalidRequestError, PlatformError, TooHeavyError
+from fetcher.page_size import PageSize
 from fetcher.plan import ServiceRef
 from fetcher.refused import find_refused
 
 T = TypeVar("T", Enterprise, Service)
+
+MOST_TOO_HEAVY = 12
+"""Answers that a list is too heavy, until it is given up: four times down to the smallest page."""
 
 
 class Discovered(msgspec.Struct, frozen=True):
@@ -126,12 +130,22 @@ async def _all_pages(
 ) -> list[T]:
     items: dict[str, T] = {}
     cursor: str | None = None
+    size = PageSize(MAX_COUNT, MAX_COUNT)
+    too_heavy = 0
     while True:
-        answer = await connector.call(operation, request(Limitation(MAX_COUNT, cursor)))
+        count = size.count
+        try:
+            answer = await connector.call(operation, request(Limitation(count, cursor)))
+        except TooHeavyError:
+            too_heavy += 1
+            if too_heavy > MOST_TOO_HEAVY or not size.shrink():
+                raise
+            continue
+        size.went_well()
         page = answer.listing.items
         known = len(items)
         items.update((item.id, item) for item in page)
-        if len(page) < MAX_COUNT:
+        if len(page) < count:
             return list(items.values())
         cursor = answer.listing.cursor
         if cursor is None or len(items) == known:

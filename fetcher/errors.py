@@ -144,3 +144,9 @@ class BadResponseError(PlatformError):
     """The answer cannot be used: truncated, undecodable, too large, not JSON, or against the contract."""
 
     cure = "Run again; report it with the request id if it stays"
+
+
+def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
+    """The first of the errors that ended a task group; the others are its echoes."""
+    error = errors.exceptions[0]
+    return first_error(error) if isinstance(error, BaseExceptionGroup) else error

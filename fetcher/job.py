@@ -28,8 +28,8 @@ from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.slots import slot_file, state_folder
 from fetcher.connector.transport import HttpTransport, Transport
-from fetcher.errors import FetcherError, PlatformError, SinkError
-from fetcher.load import PortfolioLoad, Send, first_error
+from fetcher.errors import FetcherError, PlatformError, SinkError, first_error
+from fetcher.load import PortfolioLoad, Send
 from fetcher.plan import least_seconds
 from fetcher.progress import PortfolioReport, Report, Tally
 from fetcher.sinks.base import Page, Progress, Sink
@@ -76,7 +76,7 @@ class Job:
         sink: where `run` puts it, not yet opened.
         full: read everything again, whatever is covered.
         transport: how to reach the platform; `None`: over HTTP.
-        offload: where the sink's methods run; `None`: in a thread of their own.
+        offload: where the sink's methods run; `None`: in two threads of their own, one for `encode`.
         chance: where jitter comes from.
     """
 
@@ -99,6 +99,7 @@ class Job:
         self._full = full
         self._transport = transport
         self._offload = offload
+        self._encoding = offload
         self._chance = chance or random.Random()  # noqa: S311 jitter, no secret
         self._exits = AsyncExitStack()
         self._group: TaskGroup | None = None
@@ -134,7 +135,8 @@ class Job:
             chance=self._chance,
         )
         if self._offload is None:
-            self._offload = self._exits.enter_context(SinkThread())
+            self._offload = self._exits.enter_context(SinkThread("fetcher-sink"))
+            self._encoding = self._exits.enter_context(SinkThread("fetcher-encode"))
         budgets: dict[str, RequestBudget] = {}  # by token: two portfolios may, by mistake, have the same
         for name, token in tokens.items():
             budget = budgets.get(token) or budgets.setdefault(token, self._budget(token, remembers))
@@ -337,7 +339,7 @@ class Job:
             # A portfolio that is not part of this run may come back, and read on from where it was.
             return None if others or None in settled else min(filter(None, settled), default=None)
 
-        writer = Writer(sink, offload, forget_before)
+        writer = Writer(sink, offload, self._of(self._encoding), forget_before)
         send, receive = anyio.create_memory_object_stream[Delivery](self.ROOM)
         failure: list[Exception] = []
 

@@ -32,7 +32,7 @@ from fetcher.connector.operations import (
 )
 from fetcher.connector.types import utc_text
 from fetcher.discovery import Discovered, discover
-from fetcher.errors import AccessDeniedError, DataError, InvalidRequestError, PlatformError
+from fetcher.errors import AccessDeniedError, DataError, InvalidRequestError, PlatformError, first_error
 from fetcher.plan import Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
 from fetcher.refused import find_refused
@@ -390,13 +390,19 @@ class PortfolioLoad:
                 await self._connector.call(ENTERPRISES, EnterprisesRequest(Limitation(1)))
             except AccessDeniedError:
                 raise _PortfolioFailedError(error) from None
+            except PlatformError:  # nothing that tells of the token: look for a service that it may not see
+                return
 
     async def _find_bad(self, item: Item, walk: Walk, error: PlatformError, scope: Scope) -> None:
         """Find the services that the platform refuses, and go on with the others."""
         shard = walk.shard
         async with self._asking:
             if self._bad.keys().isdisjoint(shard.service_ids):
-                bad = await find_refused(shard.service_ids, partial(self._probe, shard.window))
+                try:
+                    bad = await find_refused(shard.service_ids, partial(self._probe, shard.window))
+                except PlatformError as trouble:  # it cannot be found out now
+                    self._fail(item, trouble)
+                    return
                 retry_at = self._connector.platform.clock.now() + self.BAD_AGAIN
                 for service, refusal in bad.items():
                     self._note_bad(service, refusal)
@@ -563,9 +569,3 @@ class _PortfolioFailedError(Exception):
 
 class _RejectedError(Exception):
     """An earlier page of the shard was rejected: what follows it must not be noted."""
-
-
-def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
-    """The first of the errors that ended a task group; the others are its echoes."""
-    error = errors.exceptions[0]
-    return first_error(error) if isinstance(error, BaseExceptionGroup) else error

@@ -14,10 +14,11 @@ from typing import Protocol, TypeVar
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from fetcher.checkpoint import Checkpoint
-from fetcher.errors import DataError
+from fetcher.errors import DataError, first_error
 from fetcher.progress import Tally
 from fetcher.sinks.base import Batch, EncodedPage, Page, Sink
 
@@ -49,10 +50,13 @@ class Offload(Protocol):
 
 
 class SinkThread:
-    """The thread in which a sink lives: databases' connections are bound to theirs. A context manager."""
+    """A thread in which a sink lives: databases' connections are bound to theirs. A context manager."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __enter__(self) -> SinkThread:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="fetcher-sink")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,8 +75,9 @@ class Writer:
     """Takes deliveries until the stream ends, and commits them in batches.
 
     Args:
-        sink: opened, and used through `offload` alone.
+        sink: opened, and used through `offload` and `encoding` alone.
         offload: runs the sink's methods.
+        encoding: runs its `encode`, beside them: while one batch is committed, the next is prepared.
         forget_before: asked at the end, for the last batch's `forget_before`.
     """
 
@@ -83,16 +88,20 @@ class Writer:
     BATCH_BYTES = 96 * 2**20
     """A batch takes no more memory than this, however large its orders are."""
 
-    def __init__(self, sink: Sink, offload: Offload, forget_before: Callable[[], str | None]) -> None:
+    def __init__(
+        self, sink: Sink, offload: Offload, encoding: Offload, forget_before: Callable[[], str | None]
+    ) -> None:
         self._sink = sink
         self._offload = offload
+        self._encoding = encoding
         self._forget_before = forget_before
         self._pages: list[EncodedPage] = []
-        self._tallies: dict[str, tuple[Tally, int]] = {}
+        self._tallies: dict[str, Tally] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._rows = 0
         self._bytes = 0
         self._due: float | None = None
+        self._turn = anyio.Semaphore(1)  # one commit at a time
 
     async def run(self, receive: MemoryObjectReceiveStream[Delivery]) -> None:
         """Commit everything that comes, until the last sender closes.
@@ -100,27 +109,37 @@ class Writer:
         Raises:
             SinkError: a commit failed; what it was to make durable is not.
         """
-        while (group := await self._next_group(receive)) is not None:
-            if group:
-                await self._take(group)
-            del group  # its pages are encoded, and room was made for others
-            if self._full():
-                await self._commit()
-        await self._commit(self._forget_before())
+        try:
+            async with anyio.create_task_group() as commits:
+                while (group := await self._next_group(receive)) is not None:
+                    if group:
+                        await self._take(group)
+                    del group  # its pages are encoded, and room was made for others
+                    if self._full():
+                        await self._hand_over(commits)
+                await self._hand_over(commits, self._forget_before)
+        except* Exception as errors:
+            raise first_error(errors) from None
 
-    async def _commit(self, forget_before: str | None = None) -> None:
-        """Make durable what was collected, with the progress that it stands for."""
+    async def _hand_over(self, commits: TaskGroup, forget_before: Callable[[], str | None] | None = None) -> None:
+        """Have what was collected made durable, with the progress that it stands for, after what came before it."""
+        await self._turn.acquire()
         progress: dict[str, str | None] = {}
         for checkpoint in self._checkpoints.values():
             progress.update(checkpoint.take_changes())
         pages, tallies = self._pages, self._tallies
         self._pages, self._tallies, self._rows, self._bytes, self._due = [], {}, 0, 0, None
-        if not pages and not progress:
-            return
-        batch = Batch(pages=pages, progress=progress, forget_before=forget_before)
-        new = await self._offload(self._sink.commit, batch)
-        for tally, _rows in tallies.values():
-            tally.committed += new.get(tally.portfolio, 0)
+        batch = Batch(pages=pages, progress=progress, forget_before=forget_before and forget_before())
+        commits.start_soon(self._commit, batch, list(tallies.values()))
+
+    async def _commit(self, batch: Batch, tallies: Sequence[Tally]) -> None:
+        try:
+            if batch.pages or batch.progress:
+                new = await self._offload(self._sink.commit, batch)
+                for tally in tallies:
+                    tally.committed += new.get(tally.portfolio, 0)
+        finally:
+            self._turn.release()
 
     def _full(self) -> bool:
         due = self._due is not None and anyio.current_time() >= self._due
@@ -143,7 +162,7 @@ class Writer:
 
     async def _take(self, group: Sequence[Delivery]) -> None:
         try:
-            encoded = await self._offload(self._encode, group)
+            encoded = await self._encoding(self._encode, group)
         finally:
             for delivery in group:
                 delivery.release()
@@ -164,8 +183,7 @@ class Writer:
         self._pages.append(page)
         self._rows += page.rows
         self._bytes += page.size
-        rows = self._tallies.get(tally.portfolio, (tally, 0))[1]
-        self._tallies[tally.portfolio] = (tally, rows + page.rows)
+        self._tallies[tally.portfolio] = tally
 
     def _encode(self, group: Sequence[Delivery]) -> list[EncodedPage | DataError | None]:
         """Each delivery's page in the sink's form; what went wrong where one cannot be; `None` where there is none."""

@@ -90,7 +90,10 @@ class Holdings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sink(ABC):
-    """Somewhere to keep orders. Every method blocks; the job calls them from one thread, one at a time.
+    """Somewhere to keep orders.
+
+    Every method blocks. The job calls them from one thread, one at a time, but for `encode`: that runs in another
+    thread, beside any of them.
 
     The life of a sink: `probe` any number of times, then `open`, `encode` and `commit` in turn, `close`.
     """
