@@ -29,7 +29,7 @@ from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.slots import slot_file, state_folder
 from fetcher.connector.transport import HttpTransport, Transport
 from fetcher.errors import FetcherError, PlatformError, SinkError, first_error
-from fetcher.load import PortfolioLoad, Send
+from fetcher.load import Encode, PortfolioLoad, Send
 from fetcher.plan import least_seconds
 from fetcher.progress import PortfolioReport, Report, Tally
 from fetcher.sinks.base import Page, Progress, Sink
@@ -76,13 +76,14 @@ class Job:
         sink: where `run` puts it, not yet opened.
         full: read everything again, whatever is covered.
         transport: how to reach the platform; `None`: over HTTP.
-        offload: where the sink's methods run; `None`: in two threads of their own, one for `encode`.
+        offload: where the sink's methods run, but for `encode`; `None`: in a thread of their own.
         chance: where jitter comes from.
     """
 
-    ROOM = 16
-    """Pages in memory at once, 45 MB at the most: two of the writer's groups. What comes beyond them is not
-    received before there is room."""
+    ROOM = 8
+    """Pages being received at once. More do not come faster, and each takes memory that is no longer in any cache."""
+    BUFFER = 16
+    """Encoded pages between the walks and the writer."""
 
     def __init__(
         self,
@@ -99,7 +100,6 @@ class Job:
         self._full = full
         self._transport = transport
         self._offload = offload
-        self._encoding = offload
         self._chance = chance or random.Random()  # noqa: S311 jitter, no secret
         self._exits = AsyncExitStack()
         self._group: TaskGroup | None = None
@@ -135,8 +135,7 @@ class Job:
             chance=self._chance,
         )
         if self._offload is None:
-            self._offload = self._exits.enter_context(SinkThread("fetcher-sink"))
-            self._encoding = self._exits.enter_context(SinkThread("fetcher-encode"))
+            self._offload = self._exits.enter_context(SinkThread())
         budgets: dict[str, RequestBudget] = {}  # by token: two portfolios may, by mistake, have the same
         for name, token in tokens.items():
             budget = budgets.get(token) or budgets.setdefault(token, self._budget(token, remembers))
@@ -204,18 +203,15 @@ class Job:
         records: Progress = {}
         loads: list[PortfolioLoad] = []
         # The task group is the job's, not this generator's: a generator may be closed from another task.
-        self._of(self._group).start_soon(self._load_all, send, records, loads)
+        self._of(self._group).start_soon(self._load_all, send, _as_it_is, records, loads)
         try:
             async for delivery in receive:
                 try:
-                    if not delivery.wanted():
-                        continue
-                    if delivery.page is not None:
+                    if isinstance(delivery.page, Page):
                         delivery.tally.committed += len(delivery.page.orders)
                         yield delivery.page
-                    delivery.accepted()
                 finally:
-                    delivery.release()
+                    delivery.accepted()
         finally:
             receive.close()
             self._walks.cancel()
@@ -233,7 +229,7 @@ class Job:
             tally = self._tallies[portfolio.name]
             checkpoint = self._checkpoint(portfolio, records)
             last = checkpoint.last_run
-            load = self._load(portfolio, checkpoint, _nowhere, {})
+            load = self._load(portfolio, checkpoint, _nowhere, _as_it_is, {})
             found, target = await load.plan()
             limits = self._config.limits
             shards: list[int] = []
@@ -271,7 +267,7 @@ class Job:
             except SinkError as error:
                 checks.append(Check(what=f"sink {self._sink.url}", ok=False, message=f"{error.cause}. {error.cure}"))
         for portfolio in self._config.portfolios:
-            load = self._load(portfolio, self._checkpoint(portfolio, {}), _nowhere, {})
+            load = self._load(portfolio, self._checkpoint(portfolio, {}), _nowhere, _as_it_is, {})
             what = f"portfolio {portfolio.name}"
             try:
                 found, _ = await load.plan()
@@ -339,8 +335,8 @@ class Job:
             # A portfolio that is not part of this run may come back, and read on from where it was.
             return None if others or None in settled else min(filter(None, settled), default=None)
 
-        writer = Writer(sink, offload, self._of(self._encoding), forget_before)
-        send, receive = anyio.create_memory_object_stream[Delivery](self.ROOM)
+        writer = Writer(sink, offload, forget_before)
+        send, receive = anyio.create_memory_object_stream[Delivery](self.BUFFER)
         failure: list[Exception] = []
 
         async def write() -> None:
@@ -353,12 +349,16 @@ class Job:
 
         async with anyio.create_task_group() as group:
             group.start_soon(write)
-            await self._load_all(send, records, loads)
+            await self._load_all(send, sink.encode, records, loads)
         if failure:
             raise failure[0]
 
     async def _load_all(
-        self, send: MemoryObjectSendStream[Delivery], records: Progress, loads: list[PortfolioLoad]
+        self,
+        send: MemoryObjectSendStream[Delivery],
+        encode: Encode,
+        records: Progress,
+        loads: list[PortfolioLoad],
     ) -> None:
         """Run every portfolio's load, each of which is added to `loads`."""
         claimed: dict[str, str] = {}
@@ -368,7 +368,7 @@ class Job:
                     self._walks.cancel()
                 async with anyio.create_task_group() as group:
                     for portfolio in self._config.portfolios:
-                        load = self._load(portfolio, self._checkpoint(portfolio, records), send.send, claimed)
+                        load = self._load(portfolio, self._checkpoint(portfolio, records), send.send, encode, claimed)
                         loads.append(load)
                         group.start_soon(load.run)
             for load in loads if self._stopped else ():
@@ -379,6 +379,7 @@ class Job:
         portfolio: PortfolioConfig,
         checkpoint: Checkpoint,
         send: Send,
+        encode: Encode,
         claimed: dict[str, str],
     ) -> PortfolioLoad:
         return PortfolioLoad(
@@ -388,10 +389,16 @@ class Job:
             checkpoint,
             self._tallies[portfolio.name],
             send,
+            encode,
             full=self._full,
             claimed=claimed,
             room=self._room,
         )
+
+
+def _as_it_is(page: Page) -> Page:
+    """The encoding of those who take the pages themselves."""
+    return page
 
 
 async def _nowhere(_delivery: Delivery) -> None:

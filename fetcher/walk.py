@@ -84,8 +84,6 @@ class Lineage:
 
     def __init__(self) -> None:
         self.fruitless = 0
-        self.rejected = False
-        """Whether the sink rejected a page: what was read after it must not be noted, or the page would be lost."""
 
     @property
     def hopeless(self) -> bool:
@@ -157,10 +155,9 @@ class Walk:
             self._pages += 1
             self._cursor = answer.listing.cursor
             fetched = answer.fetched_utc
-            step = self._step(answer, None if finished else self.position)
+            delivery = deliver(self._step(answer, None if finished else self.position))
             del answer  # or it would stay in memory until the next one is there
-            await deliver(step)
-            del step
+            await delivery
             if finished:
                 at_once = whole_from_here and self._pages == 1
                 return Finished(at_once and fetched < self._until)

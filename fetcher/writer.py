@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from fetcher.checkpoint import Checkpoint
-from fetcher.errors import DataError, first_error
+from fetcher.errors import first_error
 from fetcher.progress import Tally
 from fetcher.sinks.base import Batch, EncodedPage, Page, Sink
 
@@ -26,19 +26,14 @@ T = TypeVar("T")
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A page on its way to the sink, or news that has to keep its place between pages."""
+    """A page on its way to whoever takes it, or news that has to keep its place between pages."""
 
     checkpoint: Checkpoint
     tally: Tally
-    page: Page | None
-    wanted: Callable[[], bool]
-    """Whether it still counts: an earlier page of its shard may have been rejected."""
+    page: EncodedPage | Page | None
+    """Encoded by the sink, if there is one."""
     accepted: Callable[[], None]
-    """Notes in the checkpoint what it stands for."""
-    rejected: Callable[[DataError], None]
-    """The sink cannot keep an order of the page."""
-    release: Callable[[], None]
-    """The page is done with: makes room for another in memory. To be called once, whatever became of it."""
+    """Notes in the checkpoint what it stands for, and makes room for another page. To be called once."""
 
 
 class Offload(Protocol):
@@ -50,13 +45,10 @@ class Offload(Protocol):
 
 
 class SinkThread:
-    """A thread in which a sink lives: databases' connections are bound to theirs. A context manager."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
+    """The thread in which a sink lives: databases' connections are bound to theirs. A context manager."""
 
     def __enter__(self) -> SinkThread:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="fetcher-sink")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,25 +67,19 @@ class Writer:
     """Takes deliveries until the stream ends, and commits them in batches.
 
     Args:
-        sink: opened, and used through `offload` and `encoding` alone.
+        sink: opened, and used through `offload` alone.
         offload: runs the sink's methods.
-        encoding: runs its `encode`, beside them: while one batch is committed, the next is prepared.
         forget_before: asked at the end, for the last batch's `forget_before`.
     """
 
-    GROUP = 8
-    """Pages encoded at a time: one is a change of threads for each page, many keep the walks waiting."""
     COMMIT_SECONDS = 20.0
     """A page waits no longer than this to become durable, however slowly its batch fills."""
-    BATCH_BYTES = 96 * 2**20
+    BATCH_BYTES = 64 * 2**20
     """A batch takes no more memory than this, however large its orders are."""
 
-    def __init__(
-        self, sink: Sink, offload: Offload, encoding: Offload, forget_before: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, sink: Sink, offload: Offload, forget_before: Callable[[], str | None]) -> None:
         self._sink = sink
         self._offload = offload
-        self._encoding = encoding
         self._forget_before = forget_before
         self._pages: list[EncodedPage] = []
         self._tallies: dict[str, Tally] = {}
@@ -104,17 +90,14 @@ class Writer:
         self._turn = anyio.Semaphore(1)  # one commit at a time
 
     async def run(self, receive: MemoryObjectReceiveStream[Delivery]) -> None:
-        """Commit everything that comes, until the last sender closes.
+        """Commit everything that comes, until the last sender closes. While one batch is committed, the next fills.
 
         Raises:
             SinkError: a commit failed; what it was to make durable is not.
         """
         try:
             async with anyio.create_task_group() as commits:
-                while (group := await self._next_group(receive)) is not None:
-                    if group:
-                        await self._take(group)
-                    del group  # its pages are encoded, and room was made for others
+                while await self._take_next(receive):
                     if self._full():
                         await self._hand_over(commits)
                 await self._hand_over(commits, self._forget_before)
@@ -145,55 +128,23 @@ class Writer:
         due = self._due is not None and anyio.current_time() >= self._due
         return due or self._rows >= self._sink.batch_rows or self._bytes >= self.BATCH_BYTES
 
-    async def _next_group(self, receive: MemoryObjectReceiveStream[Delivery]) -> list[Delivery] | None:
-        """What is there, at least one unless a commit is due; `None` at the end."""
-        group: list[Delivery] = []
+    async def _take_next(self, receive: MemoryObjectReceiveStream[Delivery]) -> bool:
+        """Take what comes next, unless a commit is due before it comes; false at the end."""
         with anyio.move_on_at(self._due) if self._due is not None else anyio.CancelScope():
             try:
-                group.append(await receive.receive())
+                delivery = await receive.receive()
             except anyio.EndOfStream:
-                return None
-        while group and len(group) < self.GROUP:
-            try:
-                group.append(receive.receive_nowait())
-            except (anyio.WouldBlock, anyio.EndOfStream):
-                break
-        return group
-
-    async def _take(self, group: Sequence[Delivery]) -> None:
-        try:
-            encoded = await self._encoding(self._encode, group)
-        finally:
-            for delivery in group:
-                delivery.release()
-        for delivery, page in zip(group, encoded, strict=True):
-            if not delivery.wanted():
-                continue
-            if isinstance(page, DataError):
-                delivery.rejected(page)
-                continue
+                return False
             self._checkpoints[delivery.checkpoint.portfolio] = delivery.checkpoint
-            if page is not None:
-                self._add(delivery.tally, page)
+            if isinstance(delivery.page, EncodedPage):
+                self._add(delivery.tally, delivery.page)
             delivery.accepted()
-        if self._due is None:
-            self._due = anyio.current_time() + self.COMMIT_SECONDS
+            if self._due is None:
+                self._due = anyio.current_time() + self.COMMIT_SECONDS
+        return True
 
     def _add(self, tally: Tally, page: EncodedPage) -> None:
         self._pages.append(page)
         self._rows += page.rows
         self._bytes += page.size
         self._tallies[tally.portfolio] = tally
-
-    def _encode(self, group: Sequence[Delivery]) -> list[EncodedPage | DataError | None]:
-        """Each delivery's page in the sink's form; what went wrong where one cannot be; `None` where there is none."""
-        encoded: list[EncodedPage | DataError | None] = []
-        for delivery in group:
-            if delivery.page is None or not delivery.wanted():
-                encoded.append(None)
-                continue
-            try:
-                encoded.append(self._sink.encode(delivery.page))
-            except DataError as error:
-                encoded.append(error)
-        return encoded

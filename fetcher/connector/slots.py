@@ -14,7 +14,9 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 import time
+from array import array
 from hashlib import blake2b
 from pathlib import Path
 
@@ -56,7 +58,9 @@ class SlotFile:
     def held(self) -> list[float]:
         """The times, later than now, until which slots are held."""
         now = time.monotonic()
-        times = (value for (value,) in _TIME.iter_unpack(self._map[: len(self._map) // 8 * 8]))
+        times = array("d", self._map[: len(self._map) // _TIME.size * _TIME.size])
+        if sys.byteorder != "little":
+            times.byteswap()
         return [until for until in times if now < until <= now + self._longest]
 
     def hold(self, place: int, until: float) -> None:

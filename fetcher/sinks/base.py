@@ -92,8 +92,8 @@ class Holdings(msgspec.Struct, frozen=True, kw_only=True):
 class Sink(ABC):
     """Somewhere to keep orders.
 
-    Every method blocks. The job calls them from one thread, one at a time, but for `encode`: that runs in another
-    thread, beside any of them.
+    Every method blocks. The job calls them from one thread, one at a time, but for `encode`: that is called in the
+    event loop, beside any of them, takes about as long as decoding the page did, and must not wait for anything.
 
     The life of a sink: `probe` any number of times, then `open`, `encode` and `commit` in turn, `close`.
     """

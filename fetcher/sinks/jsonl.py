@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,7 +68,7 @@ class JsonlSink(Sink):
         codec: how it is compressed.
     """
 
-    batch_rows = 40_000
+    batch_rows = 20_000  # each waits for the disk, while the next is prepared
 
     def __init__(self, url: str, path: Path, codec: _Codec) -> None:
         super().__init__(url)
@@ -75,7 +76,7 @@ class JsonlSink(Sink):
         self._codec = codec
         self._ledger_path = path.with_name(f".{path.name}.fetcher")
         self._ledger = Ledger(url, self._ledger_path, self._scan)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._length = 0
 
     def probe(self) -> None:
@@ -99,7 +100,7 @@ class JsonlSink(Sink):
                 log.warning("%s: the file is gone, so everything is loaded anew", self.url)
                 progress = self._ledger.start_over()
             self._length = int(self._ledger.fact("length") or 0)
-            self._file = self._path.open("ab" if created else "r+b")
+            self._file = self._path.open("wb" if created else "r+b", buffering=0)
             size = self._file.seek(0, os.SEEK_END)
             if size < self._length:
                 cause = f"the file is shorter ({size} bytes) than what was committed ({self._length})"
@@ -114,7 +115,8 @@ class JsonlSink(Sink):
     def encode(self, page: Page) -> EncodedPage:
         """The page's lines as they came."""
         lines = page.lines()
-        payload = _Lines(b"\n".join([*lines, b""]), versions_of(page))
+        text = b"\n".join([*lines, b""])
+        payload = _Lines(text, versions_of(page, lambda: map(_version, text.splitlines())))
         return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(payload.text), payload=payload)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
@@ -154,20 +156,22 @@ class JsonlSink(Sink):
         lines: _Lines = page.payload
         new = self._ledger.unseen(lines.versions)
         texts.append(lines.only(new))
-        updated = lines.versions.updated if new is None else [lines.versions.updated[position] for position in new]
-        if updated:
-            newest[page.portfolio] = max(newest.get(page.portfolio, ""), max(updated))
-        return len(updated)
+        newest[page.portfolio] = max(newest.get(page.portfolio, ""), lines.versions.latest)
+        return page.rows if new is None else len(new)
 
-    def _append(self, file: BinaryIO, texts: list[bytes]) -> int:
+    def _append(self, file: FileIO, texts: list[bytes]) -> int:
         """Write and sync; returns the file's new length."""
         if not any(texts):
             return self._length
-        length = self._length
-        for piece in self._codec.compress(texts):
-            file.write(piece)
-            length += len(piece)
-        file.flush()
+        pieces = [memoryview(piece) for piece in self._codec.compress(texts)]
+        length = self._length + sum(map(len, pieces))
+        while pieces:
+            # One call for many pages: after each, this thread has to wait for the interpreter again.
+            written = os.writev(file.fileno(), pieces[:_MOST_PIECES])
+            while pieces and written >= len(pieces[0]):
+                written -= len(pieces.pop(0))
+            if written:
+                pieces[0] = pieces[0][written:]
         os.fsync(file.fileno())
         return length
 
@@ -181,8 +185,7 @@ class JsonlSink(Sink):
     def _scan(self) -> Iterator[bytes]:
         with self._codec.read(self._path) as lines:
             for line in lines:
-                version = _VERSION.decode(line)
-                yield version_digest(version.id, version.updated)
+                yield version_digest(*_version(line))
 
 
 class StdoutSink(Sink):
@@ -209,7 +212,8 @@ class StdoutSink(Sink):
     def encode(self, page: Page) -> EncodedPage:
         """The page's lines as they came."""
         lines = page.lines()
-        payload = _Lines(b"\n".join([*lines, b""]), versions_of(page))
+        text = b"\n".join([*lines, b""])
+        payload = _Lines(text, versions_of(page, lambda: map(_version, text.splitlines())))
         return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(payload.text), payload=payload)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
@@ -253,6 +257,15 @@ class _VersionLine(msgspec.Struct):
 
 
 _VERSION = msgspec.json.Decoder(_VersionLine)
+
+
+def _version(line: bytes) -> tuple[str, str]:
+    version = _VERSION.decode(line)
+    return version.id, version.updated
+
+
+_MOST_PIECES = 512
+"""Half of what POSIX systems take in one call."""
 
 
 def _plain() -> _Codec:

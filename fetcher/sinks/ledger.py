@@ -46,17 +46,18 @@ CREATE INDEX recent_updated ON recent (updated);
 class Versions(msgspec.Struct, frozen=True):
     """The versions of one page's orders."""
 
-    ids: list[str]
-    updated: list[str]
-    """Each order's `UpdatedUtc`."""
+    read: Callable[[], Iterable[tuple[str, str]]]
+    """Gives each order's id and `UpdatedUtc`; seldom needed."""
+    latest: str
+    """The latest `UpdatedUtc`; empty if there is none."""
     settled: str
     repeats: bool
 
 
-def versions_of(page: Page) -> Versions:
-    """The versions of a page."""
-    ids = [order.id for order in page.orders]
-    return Versions(ids, [order.updated_utc for order in page.orders], page.settled, page.repeats)
+def versions_of(page: Page, read: Callable[[], Iterable[tuple[str, str]]]) -> Versions:
+    """The versions of a page; `read` gives them again from the page's encoded form."""
+    latest = max([order.updated_utc for order in page.orders], default="")
+    return Versions(read, latest, page.settled, page.repeats)
 
 
 def version_digest(order_id: str, updated: str) -> bytes:
@@ -161,20 +162,21 @@ class Ledger:
 
     def unseen(self, versions: Versions) -> list[int] | None:
         """Which orders of a page are new, by position; `None`: all. Remembers them. Within `recording`."""
-        latest = max(versions.updated, default="")
         # Earlier runs remembered from another time on than this one does.
         recent_from = versions.settled if self._recent_from is None else min(versions.settled, self._recent_from)
-        if latest < recent_from and not self._indexed:
+        if versions.latest < recent_from and not self._indexed:
             return None
         new: list[int] = []
-        for position, (id_, updated) in enumerate(zip(versions.ids, versions.updated, strict=True)):
+        count = 0
+        for position, (id_, updated) in enumerate(versions.read()):
             digest = version_digest(id_, updated)
             known = self._indexed and not self._add_to("version (digest) VALUES (?)", digest)
             if updated >= recent_from:
                 known = not self._add_to("recent (version, updated) VALUES (?, ?)", digest, updated) or known
             if not known:
                 new.append(position)
-        return None if len(new) == len(versions.ids) else new
+            count += 1
+        return None if len(new) == count else new
 
     def record(self, batch: Batch, rows: Mapping[str, int], newest: Mapping[str, str]) -> None:
         """Keep a batch's progress and totals (new rows, and the newest `UpdatedUtc`, by portfolio), in `recording`."""

@@ -99,7 +99,7 @@ class ParquetSink(Sink):
     def encode(self, page: Page) -> EncodedPage:
         """The page as an Arrow record batch."""
         batch = to_record_batch(page)
-        payload = _Rows(batch, versions_of(page))
+        payload = _Rows(batch, versions_of(page, lambda: _versions(batch)))
         return EncodedPage(portfolio=page.portfolio, rows=batch.num_rows, size=batch.nbytes, payload=payload)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
@@ -133,13 +133,9 @@ class ParquetSink(Sink):
     def _select(self, page: EncodedPage, rows: Counter[str], newest: dict[str, str]) -> pa.RecordBatch:
         payload: _Rows = page.payload
         new = self._ledger.unseen(payload.versions)
-        batch, updated = payload.batch, payload.versions.updated
-        if new is not None:
-            batch = batch.take(pa.array(new, pa.int64()))
-            updated = [updated[position] for position in new]
+        batch = payload.batch if new is None else payload.batch.take(pa.array(new, pa.int64()))
         rows[page.portfolio] += batch.num_rows
-        if updated:
-            newest[page.portfolio] = max(newest.get(page.portfolio, ""), max(updated))
+        newest[page.portfolio] = max(newest.get(page.portfolio, ""), payload.versions.latest)
         return batch
 
     def _write(self, table: pa.Table, name: str) -> None:
@@ -187,9 +183,12 @@ class ParquetSink(Sink):
         for name in self._ledger.parts():
             with pq.ParquetFile(self._folder / name) as part:
                 for batch in part.iter_batches(65_536, columns=["id", "updated_utc"]):
-                    times = pc.strftime(batch["updated_utc"], "%Y-%m-%dT%H:%M:%S")
-                    for order_id, updated in zip(batch["id"].to_pylist(), times.to_pylist(), strict=True):
-                        yield version_digest(order_id, updated)
+                    yield from (version_digest(*version) for version in _versions(batch))
+
+
+def _versions(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:
+    times = pc.strftime(batch["updated_utc"], "%Y-%m-%dT%H:%M:%S")
+    return zip(batch["id"].to_pylist(), times.to_pylist(), strict=True)
 
 
 def make(url: str) -> Sink:
