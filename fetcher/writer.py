@@ -116,13 +116,12 @@ class Writer:
         commits.start_soon(self._commit, batch, list(tallies.values()))
 
     async def _commit(self, batch: Batch, tallies: Sequence[Tally]) -> None:
-        try:
-            if batch.pages or batch.progress:
-                new = await self._offload(self._sink.commit, batch)
-                for tally in tallies:
-                    tally.committed += new.get(tally.portfolio, 0)
-        finally:
-            self._turn.release()
+        if batch.pages or batch.progress:
+            new = await self._offload(self._sink.commit, batch)
+            for tally in tallies:
+                tally.committed += new.get(tally.portfolio, 0)
+        # After a failure nobody has a turn any more: what comes later stands on what was not committed.
+        self._turn.release()
 
     def _full(self) -> bool:
         due = self._due is not None and anyio.current_time() >= self._due
