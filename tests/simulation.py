@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
-import anyio.lowlevel
 
 from fetcher.config import Config, make_config
 from fetcher.connector.transport import Reply, TransportError, brings_page
@@ -163,22 +162,22 @@ class KilledError(Exception):
     """The process is gone."""
 
 
-def killing(sink: Sink, at: int, *, before: bool) -> Sink:
-    """Have the process die at the sink's commit number `at`, just before or just after it is durable."""
+def breaking(sink: Sink, at: int, error: Exception, *, before: bool) -> Sink:
+    """Have the sink's commit number `at` raise `error`, just before or just after it is durable."""
     commit = sink.commit
     count = 0
 
-    def killed(batch: Batch) -> Mapping[str, int]:
+    def broken(batch: Batch) -> Mapping[str, int]:
         nonlocal count
         count += 1
         if count == at and before:
-            raise KilledError
+            raise error
         new = commit(batch)
         if count == at:
-            raise KilledError
+            raise error
         return new
 
-    sink.commit = killed  # type: ignore[method-assign]
+    sink.commit = broken  # type: ignore[method-assign]
     return sink
 
 
@@ -304,13 +303,15 @@ class Story:
 
     def _trouble(self) -> Callable[[Job, Sink], Awaitable[None]]:
         chance = self.chance
-        kind = chance.choice(("none", "kill", "stop", "cancel"))
+        kind = chance.choice(("none", "kill", "fail", "stop", "cancel"))
         when = chance.uniform(0, 1) ** 3 * 300
         at, before = chance.randrange(1, 12), chance.random() < 0.5
 
         async def trouble(job: Job, sink: Sink) -> None:
             if kind == "kill":
-                killing(sink, at, before=before)
+                breaking(sink, at, KilledError(), before=before)
+            elif kind == "fail":
+                breaking(sink, at, SinkError("memory:", "the disk is full", "Make room"), before=True)
             elif kind != "none":
                 await anyio.sleep(when)
                 if kind == "stop":
@@ -392,8 +393,12 @@ def _faults(chance: random.Random) -> Faults:
 
 
 async def _inline(function: Callable[..., T], *arguments: Any) -> T:
-    await anyio.lowlevel.checkpoint()
-    return function(*arguments)
+    """Like the sink's thread: what was begun is done, whoever is cancelled meanwhile, and others go on beside it."""
+    try:
+        return function(*arguments)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.002)
 
 
 def _normal(updated: str) -> str:

@@ -1,0 +1,178 @@
+"""One call: whatever comes back, only a page or one of our own errors goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+from email.utils import formatdate
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fetcher.connector.budget import RequestBudget
+from fetcher.connector.client import Connector, Credentials, Platform
+from fetcher.connector.operations import (
+    ENTERPRISES,
+    EnterprisesRequest,
+    Interval,
+    Limitation,
+    OrdersOperation,
+    OrdersRequest,
+    ServicesRequest,
+)
+from fetcher.connector.transport import Reply
+from fetcher.errors import DataError, FetcherError, InvalidRequestError, TooHeavyError, UnavailableError
+from fetcher.progress import Tally
+from tests.virtual import run_virtually
+
+EXAMPLES = int(os.environ.get("FETCHER_EXAMPLES", "150"))
+ORDERS = OrdersOperation()
+REQUEST = EnterprisesRequest(Limitation(1000))
+
+
+class Answers:
+    """Answers with what it was given, the last one for ever, and keeps the time of each request."""
+
+    def __init__(self, *replies: Reply) -> None:
+        self.replies = list(replies)
+        self.times: list[float] = []
+        self.bodies: list[bytes] = []
+
+    async def post(self, path: str, body: bytes, room: anyio.Semaphore | None = None) -> Reply:
+        self.times.append(anyio.current_time())
+        self.bodies.append(body)
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+
+
+def reply(status: int, body: bytes = b"", **headers: str) -> Reply:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply(status, {"Date": "Tue, 24 Nov 2026 10:00:00 GMT", "Request-Id": "r-1", **named}, body)
+
+
+EMPTY = reply(200, b'{"Enterprises":[],"Cursor":null}')
+
+
+def call(answers: Answers, operation: Any = ENTERPRISES, request: Any = REQUEST) -> tuple[Any, Tally]:
+    tally = Tally(portfolio="north")
+
+    async def scenario() -> Any:
+        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
+        connector = Connector(platform, Credentials("C-SECRET", "A-SECRET", "t"), RequestBudget(200, 0.05), tally)
+        return await connector.call(operation, request)
+
+    return run_virtually(scenario), tally
+
+
+def test_the_tokens_travel_in_the_body() -> None:
+    answers = Answers(EMPTY)
+    call(answers)
+    sent = msgspec.json.decode(answers.bodies[0])
+    assert sent == {
+        "ClientToken": "C-SECRET",
+        "AccessToken": "A-SECRET",
+        "Client": "t",
+        "Limitation": {"Count": 1000},
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [("7", 7, 7.1), ("Tue, 24 Nov 2026 10:00:09 GMT", 9, 9.1), (None, 0, 1.1), ("0", 0.04, 1.1), ("9" * 11, 900, 901)],
+)
+def test_a_429_is_waited_out_as_it_says(header: str | None, least: float, most: float) -> None:
+    headers = {} if header is None else {"Retry_After": header}
+    answers = Answers(reply(429, **headers), EMPTY)
+    _, tally = call(answers)
+    assert least <= answers.times[1] - answers.times[0] <= most
+    assert (tally.requests, tally.retries, tally.throttled) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(status: int) -> None:
+    answers = Answers(reply(status, b"<html>"), reply(status), EMPTY)
+    assert call(answers)[1].retries == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, FetcherError), (403, FetcherError), (404, InvalidRequestError), (408, TooHeavyError)]
+)
+def test_what_does_not_pass_is_told_at_once(status: int, error: type[Exception]) -> None:
+    answers = Answers(
+        reply(status, b'{"Message":"Bad A-SECRET \\n 0123456789ABCDEF0123456789ABCDEF-0123456789ABCDEF"}')
+    )
+    with pytest.raises(error, match="r-1") as caught:
+        call(answers)
+    assert len(answers.times) == 1
+    assert "0123456789ABCDEF" not in str(caught.value)
+
+
+def test_a_platform_that_stays_away_is_given_up() -> None:
+    with pytest.raises(UnavailableError):
+        call(Answers(reply(503)))
+
+
+def test_204_is_an_empty_page() -> None:
+    answer, _ = call(Answers(reply(204)))
+    assert (answer.listing.items, answer.listing.cursor) == ([], None)
+
+
+def test_a_wrong_type_names_order_property_and_types_and_not_the_value() -> None:
+    body = b'{"ProductServiceOrders":[{"Id":"the-order","ServiceId":"VALUE-7"},{"Id":5}],"Cursor":null}'
+    with pytest.raises(DataError) as caught:
+        ORDERS.decode(body)
+    assert caught.value.order == "the-order"
+    assert "VALUE-7" not in str(caught.value)
+
+
+bodies = st.one_of(
+    st.binary(max_size=300),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["ProductServiceOrders", "Cursor", "Id", "Options", "x"]), inner, max_size=4
+            )
+        ),
+        max_leaves=12,
+    ).map(msgspec.json.encode),
+    st.integers(1, 300_000).map(lambda depth: b'{"ProductServiceOrders":' + b"[" * depth),
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(body=bodies, status=st.sampled_from([200, 200, 200, 201, 302, 400, 401, 408, 429, 500]))
+def test_whatever_comes_only_our_own_errors_come_out(body: bytes, status: int) -> None:
+    request = OrdersRequest(Limitation(10), ["a"], Interval("2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"))
+    try:
+        call(Answers(reply(status, body, Retry_After="1")), OrdersOperation(), request)
+    except FetcherError as error:
+        assert "SECRET" not in str(error)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(text=st.text(max_size=40))
+def test_headers_are_not_trusted(text: str) -> None:
+    strange = Reply(429, {"Date": text, "Retry-After": text, "Request-Id": text}, text.encode("utf-8", "replace"))
+    fine = Reply(200, {"Date": formatdate(usegmt=True)}, EMPTY.body)
+    call(Answers(strange, fine))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Limitation(0),
+        lambda: Limitation(1001),
+        lambda: EnterprisesRequest(Limitation(1), enterprise_ids=[]),
+        lambda: ServicesRequest(Limitation(1), service_ids=["x"] * 1001),
+        lambda: OrdersRequest(Limitation(1), [], Interval("a", "b")),
+        lambda: OrdersRequest(Limitation(1), ["x"], Interval("a", "b"), states=[]),
+    ],
+)
+def test_a_request_that_the_contract_forbids_cannot_be_made(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"\d|empty"):
+        make()
