@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 from array import array
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class SlotFile:
             size = max(os.fstat(descriptor).st_size, slots * _TIME.size)
             if self.exclusive:
                 os.ftruncate(descriptor, size)
-            # The lock lives as long as the descriptor that mmap duplicates... so keep ours.
+            # The lock lives as long as a descriptor: mmap keeps one of its own, and we keep ours.
             self._map = mmap.mmap(descriptor, min(size, os.fstat(descriptor).st_size) or _TIME.size)
         except BaseException:
             os.close(descriptor)
@@ -82,6 +83,7 @@ def slot_file(folder: Path, address: str, token: str, *, slots: int, longest: fl
     name = blake2b(f"{address}\0{token}".encode(), digest_size=16, person=b"fetcher-budget").hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _clear(folder)
         return SlotFile(folder / f"budget-{name}", slots, longest)
     except (OSError, ValueError):
         return None
@@ -91,6 +93,20 @@ def state_folder() -> Path:
     """Where this user's programs keep what outlasts them but is worth no backup."""
     home = os.environ.get("XDG_STATE_HOME")
     return (Path(home) if home else Path.home() / ".local" / "state") / "fetcher"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what nobody has used for a day: no window is as long, and tokens and addresses come and go."""
+    for file in folder.glob("budget-*"):
+        with suppress(OSError):  # another process may do the same
+            if file.stat().st_mtime > time.time() - 86_400:
+                continue
+            descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if _lock(descriptor):
+                    file.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:
