@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -42,7 +43,8 @@ STOP_SECONDS = 4.5
 
 app = typer.Typer(
     name="fetcher",
-    help="Loads every product service order of many hotels from the Mews Connector API into a file or a database.",
+    help="Loads every product service order of many hotels from the Mews Connector API into a file or a database.\n\n"
+    "Begin with `fetcher demo`, which needs no account; then write a config.toml, and `fetcher check`, `fetcher run`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # they show local variables, and some of those are tokens
@@ -65,7 +67,22 @@ Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Orde
 Full = Annotated[bool, typer.Option("--full", help="Read everything again, whatever the sink has already.")]
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fetcher {version('fetcher')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the program itself; its help is the app's."""
+
+
+@app.command(short_help="Load every order into the sink; later, what changed.")
 def run(
     config: ConfigPath = Path("config.toml"),
     sink: SinkUrl = None,
@@ -92,7 +109,7 @@ def run(
     raise typer.Exit(INTERRUPTED if report.interrupted else WHOLE if report.complete else PARTLY)
 
 
-@app.command()
+@app.command(short_help="Show what a run would do, and how long at least.")
 def plan(
     config: ConfigPath = Path("config.toml"),
     sink: SinkUrl = None,
@@ -147,7 +164,7 @@ def plan(
     )
 
 
-@app.command()
+@app.command(short_help="Are the tokens, services and the sink usable?")
 def check(config: ConfigPath = Path("config.toml"), sink: SinkUrl = None, as_json: AsJson = False) -> None:
     """Find out whether the tokens, the enterprises, the services and the sink are usable.
 
@@ -164,7 +181,7 @@ def check(config: ConfigPath = Path("config.toml"), sink: SinkUrl = None, as_jso
     raise typer.Exit(WHOLE if all(line.ok for line in checks) else PARTLY)
 
 
-@app.command()
+@app.command(short_help="Show what the sink holds, and what is left or failed.")
 def status(config: ConfigPath = Path("config.toml"), sink: SinkUrl = None, as_json: AsJson = False) -> None:
     """Show what the sink holds: watermarks, rows, the newest order, what is unfinished or failed.
 
@@ -222,7 +239,7 @@ class _Status(msgspec.Struct, frozen=True):
 _FAULTS = ", ".join([*STRIKES, *HOSTILE, *CONDITIONS])
 
 
-@app.command()
+@app.command(short_help="Serve a simulated platform, to try things on.")
 def simulate(
     port: Annotated[int, typer.Option(help="Loopback port; 0: any that is free.")] = 8910,
     orders: Annotated[int, typer.Option(help="Orders of the whole world.", min=0)] = 200_000,
@@ -279,7 +296,7 @@ async def _serve(options: Options) -> None:
     print(f"{requests:,} requests, {throttled:,} throttled, {refused:,} against the contract", file=sys.stderr)
 
 
-@app.command()
+@app.command(short_help="The main job against a simulated platform.")
 def demo(
     orders: Annotated[int, typer.Option(help="Orders of the simulated world.", min=1)] = 200_000,
     into: Annotated[Path, typer.Option(metavar="FILE", help="The DuckDB file to make; replaced if there.")] = Path(
