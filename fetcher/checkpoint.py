@@ -15,7 +15,7 @@ SELECTION is `all`, or a digest of the states: another filter is another selecti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -95,12 +95,20 @@ class Checkpoint:
         portfolio: its name.
         states: the filter; `None` is none.
         records: all records that the sink holds.
+        owners: what `owners_of` says of them.
     """
 
-    def __init__(self, portfolio: str, states: Iterable[str] | None, records: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        portfolio: str,
+        states: Iterable[str] | None,
+        records: Mapping[str, str],
+        owners: Mapping[str, Collection[str]],
+    ) -> None:
         self.portfolio = portfolio
         self.selection = selection_key(states)
         self._prefix = f"{portfolio}/{self.selection}/"
+        self._owners = owners
         mine = {name: text for name, text in records.items() if name.startswith(f"{portfolio}/")}
         run_text = mine.get(f"{portfolio}/run")
         self.last_run = None if run_text is None else msgspec.json.decode(run_text, type=RunRecord)
@@ -146,6 +154,18 @@ class Checkpoint:
     def bad_services(self) -> dict[str, datetime]:
         """Services that the platform refused, by id, and when to try each again."""
         return dict(self._bad)
+
+    def elsewhere(self, service_id: str) -> bool:
+        """Whether other progress was made with this service: under another filter, or as another portfolio's."""
+        return any(prefix != self._prefix for prefix in self._owners.get(service_id, ()))
+
+    def settled(self) -> datetime | None:
+        """No later walk reads again what was updated before it, unless it starts again; `None` if nothing is covered.
+
+        A service's first gap is what a later run reads; so is all that an open walk does not stand for.
+        """
+        ends = [windows[0].end for windows in self.covered().values() if windows]
+        return min([*ends, *(record.settled for record in self._open.values())], default=None)
 
     @property
     def empty(self) -> bool:
@@ -272,6 +292,17 @@ class Checkpoint:
         for key, record in new.items():
             if old.get(key) != record:
                 self._write(kind, key, record)
+
+
+def owners_of(records: Mapping[str, str]) -> dict[str, set[str]]:
+    """By service id, the prefixes (portfolio and selection) under which it was walked."""
+    owners: dict[str, set[str]] = {}
+    for name, text in records.items():
+        prefix, mark, _ = name.partition("batch/")
+        if mark:
+            for service_id in msgspec.json.decode(text, type=BatchRecord).service_ids:
+                owners.setdefault(service_id, set()).add(prefix)
+    return owners
 
 
 def describe(records: Mapping[str, str]) -> list[PortfolioStatus]:

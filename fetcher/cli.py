@@ -24,7 +24,7 @@ from rich.console import Console
 from fetcher.checkpoint import PortfolioStatus, describe
 from fetcher.config import Config, check_config, load_config, parse_instant
 from fetcher.connector.types import utc_text
-from fetcher.errors import ConfigError, FetcherError, SinkError
+from fetcher.errors import ConfigError, FetcherError, PlatformError, SinkError
 from fetcher.job import Job
 from fetcher.progress import Report
 from fetcher.simulator.faults import CONDITIONS, HOSTILE, STRIKES, parse_faults
@@ -99,6 +99,8 @@ def run(
     it up), 2 for a mistake in the configuration, 130 if interrupted.
     """
     settings = _settings(config, sink, from_, until)
+    if as_json and settings.sink_url == "jsonl:-":
+        raise ConfigError("--json", "the orders go to standard output already", "Leave it out, or name another sink")
     target = make_sink(settings.sink_url)
     report = _load(settings, target, full=full, quiet=quiet or as_json)
     if as_json:
@@ -319,8 +321,8 @@ def main() -> None:
         app(prog_name="fetcher")
     except FetcherError as error:
         print(f"fetcher: {error}", file=sys.stderr)
-        usage = not (isinstance(error, SinkError) and error.after_start)
-        sys.exit(USAGE if usage else PARTLY)
+        begun = isinstance(error, PlatformError) or (isinstance(error, SinkError) and error.after_start)
+        sys.exit(PARTLY if begun else USAGE)
     except BrokenPipeError:
         # Whoever read our output has left; what is durable is durable.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

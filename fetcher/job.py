@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from types import TracebackType
 from typing import TypeVar
@@ -22,7 +22,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from fetcher.checkpoint import Checkpoint
+from fetcher.checkpoint import Checkpoint, owners_of
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
@@ -113,6 +113,13 @@ class Job:
         """Whether the run got as far as its sink: before that nothing was written anywhere."""
 
     async def __aenter__(self) -> Job:
+        try:
+            return await self._enter()
+        except BaseException:
+            await self._exits.aclose()
+            raise
+
+    async def _enter(self) -> Job:
         tokens = {
             portfolio.name: portfolio.access_token.resolve(f"portfolios.{portfolio.name}.access_token").reveal()
             for portfolio in self._config.portfolios
@@ -213,8 +220,8 @@ class Job:
                 finally:
                     delivery.accepted()
         finally:
+            self._walks.cancel()  # before the stream closes: a walk that waits there would take it for a fault
             receive.close()
-            self._walks.cancel()
 
     async def plan(self) -> list[PortfolioPlan]:
         """What a run would do; sends only what discovery needs.
@@ -224,10 +231,11 @@ class Job:
             SinkError: the sink cannot be read.
         """
         records = await self._held()
+        owners = owners_of(records)
         plans: list[PortfolioPlan] = []
         for portfolio in self._config.portfolios:
             tally = self._tallies[portfolio.name]
-            checkpoint = self._checkpoint(portfolio, records)
+            checkpoint = self._checkpoint(portfolio, records, owners)
             last = checkpoint.last_run
             load = self._load(portfolio, checkpoint, _nowhere, _as_it_is, {})
             found, target = await load.plan()
@@ -267,7 +275,7 @@ class Job:
             except SinkError as error:
                 checks.append(Check(what=f"sink {self._sink.url}", ok=False, message=f"{error.cause}. {error.cure}"))
         for portfolio in self._config.portfolios:
-            load = self._load(portfolio, self._checkpoint(portfolio, {}), _nowhere, _as_it_is, {})
+            load = self._load(portfolio, self._checkpoint(portfolio, {}, {}), _nowhere, _as_it_is, {})
             what = f"portfolio {portfolio.name}"
             try:
                 found, _ = await load.plan()
@@ -286,10 +294,8 @@ class Job:
             address, longest = self._config.platform.address, limits.per_seconds + limits.request_seconds
             memory = slot_file(state_folder(), address, token, slots=limits.requests, longest=longest)
             if memory is None:
-                log.warning(
-                    "what this process sends cannot be remembered for the next: %s is not writable",
-                    state_folder(),
-                )
+                where = state_folder() or "the home folder"
+                log.warning("what this process sends cannot be remembered for the next: %s is not writable", where)
             else:
                 self._exits.callback(memory.close)
         return RequestBudget(limits.requests, limits.per_seconds, arrival_seconds=limits.request_seconds, memory=memory)
@@ -300,8 +306,10 @@ class Job:
             return {}
         return (await self._of(self._offload)(self._sink.holdings)).progress
 
-    def _checkpoint(self, portfolio: PortfolioConfig, records: Progress) -> Checkpoint:
-        return Checkpoint(portfolio.name, self._config.orders.states, records)
+    def _checkpoint(
+        self, portfolio: PortfolioConfig, records: Progress, owners: Mapping[str, Collection[str]]
+    ) -> Checkpoint:
+        return Checkpoint(portfolio.name, self._config.orders.states, records, owners)
 
     def _of(self, value: T | None) -> T:
         if value is None:
@@ -362,17 +370,21 @@ class Job:
     ) -> None:
         """Run every portfolio's load, each of which is added to `loads`."""
         claimed: dict[str, str] = {}
+        owners = owners_of(records)
         async with send:
             with self._walks:
                 if self._stopped:
                     self._walks.cancel()
                 async with anyio.create_task_group() as group:
                     for portfolio in self._config.portfolios:
-                        load = self._load(portfolio, self._checkpoint(portfolio, records), send.send, encode, claimed)
+                        load = self._load(
+                            portfolio, self._checkpoint(portfolio, records, owners), send.send, encode, claimed
+                        )
                         loads.append(load)
                         group.start_soon(load.run)
-            for load in loads if self._stopped else ():
-                await load.interrupt()
+            with suppress(anyio.BrokenResourceError):  # whoever took the pages has left
+                for load in loads if self._stopped else ():
+                    await load.interrupt()
 
     def _load(
         self,

@@ -122,8 +122,12 @@ class PortfolioLoad:
         self._asking = anyio.Lock()  # one at a time finds out what is refused; the others use what it found
         self._began: datetime | None = None
         self._remembered_from = ""
-        self.settled: str | None = None
-        """Once the portfolio is whole: no later walk reads what was updated before it (see `Page.settled`)."""
+
+    @property
+    def settled(self) -> str | None:
+        """See `Checkpoint.settled`, in the form of `Page.settled`."""
+        settled = self._checkpoint.settled()
+        return None if settled is None else time_key(settled)
 
     async def run(self) -> None:
         """Load it. Failures end up in the tally; only cancellation comes out."""
@@ -153,13 +157,15 @@ class PortfolioLoad:
 
     async def interrupt(self) -> None:
         """The run is stopped: note it, for whoever asks what the sink holds."""
-        if self._tally.phase in ("done", "failed"):
+        await self._deliver_news(self._note_interrupted)
+
+    def _note_interrupted(self) -> None:
+        if self._tally.phase in ("done", "failed"):  # it had come to its end by then
             return
         self._tally.phase = "stopped"
         self._tally.watermark = self._watermark_before()
         if self._began is not None:
-            record = self._record("interrupted", self._watermark_before())
-            await self._deliver_news(partial(self._checkpoint.record_run, record))
+            self._checkpoint.record_run(self._record("interrupted", self._watermark_before()))
 
     # Discovery and plan
 
@@ -192,7 +198,7 @@ class PortfolioLoad:
         return Target(
             window=Window(start, max(start, end)),
             settled=settled,
-            open_ended=orders.updated_until is None,
+            open_ended=orders.updated_until is None or orders.updated_until >= settled_end,
             months=self._config.limits.window_months,
             shard_by=self._config.limits.shard_by,
         )
@@ -205,9 +211,12 @@ class PortfolioLoad:
         for shard, _ in going_on:
             for service in shard.service_ids:
                 covered[service] = (*covered.get(service, ()), *shard.stands_for)
-        # Where other progress was made before, by another filter or before it was forgotten, orders come again.
-        again = checkpoint.other_selections or checkpoint.again
-        tainted = {service.id: (target.window,) for service in found.services} if again else {}
+        # Where other progress was made before, or this was forgotten, orders come again.
+        tainted = {
+            service.id: (target.window,)
+            for service in found.services
+            if checkpoint.again or checkpoint.elsewhere(service.id)
+        }
         merged = {service: union(windows) for service, windows in covered.items()}
         return plan(found.services, merged, target, tainted), going_on
 
@@ -231,8 +240,8 @@ class PortfolioLoad:
         checkpoint = self._checkpoint
         self._announce(checkpoint)
         if self._full:
-            checkpoint.forget()
-        self._recall_bad()
+            checkpoint.forget()  # what is refused, too
+        self._recall_bad(found)
         shards, going_on = self.shards(found, target)
         resumed = [*going_on, *self._resumed(found)[1]]
         for shard, position in resumed:
@@ -282,10 +291,13 @@ class PortfolioLoad:
         elif checkpoint.other_selections and checkpoint.empty:
             log.warning("%s: the states differ from those of earlier runs: their whole history is read", name)
 
-    def _recall_bad(self) -> None:
+    def _recall_bad(self, found: Discovered) -> None:
         now = self._connector.platform.clock.now()
+        known = {service.id for service in found.services}
         for service, retry_at in self._checkpoint.bad_services().items():
-            if retry_at > now and not self._full:
+            if retry_at <= now:
+                self._checkpoint.mark_good(service)  # so it seems, until the platform says otherwise
+            elif service in known:
                 error = InvalidRequestError(
                     self._operation.path,
                     f"refused before, to be tried again after {utc_text(retry_at)}",
@@ -421,7 +433,9 @@ class PortfolioLoad:
             return
         rest = msgspec.structs.replace(shard, service_ids=good)
         if rest != item.shard and not item.closing:
-            split = Split(((rest, position),))
+            # What the bad ones had is noted too, so that they go on from there once the platform takes them again.
+            left_out = tuple(service for service in shard.service_ids if service in self._bad)
+            split = Split(((rest, position), (msgspec.structs.replace(shard, service_ids=left_out), position)))
             await self._deliver_news(partial(self._note_split, item, item.shard, split))
         self._requeue([msgspec.structs.replace(item, shard=rest, position=position)], scope)
 
@@ -436,6 +450,8 @@ class PortfolioLoad:
                 refusal = error
             except InvalidRequestError as error:
                 refusal = error
+            except DataError:  # an order that cannot be read came, so the services are taken
+                return None
             else:
                 return None
         return refusal
@@ -525,7 +541,6 @@ class PortfolioLoad:
             )
         self._tally.watermark = target.window.end if whole and target is not None else self._watermark_before()
         self._tally.phase = "done" if whole else "failed"
-        self.settled = time_key(target.settled) if whole and target is not None else None
 
     def _watermark_before(self) -> datetime | None:
         run = self._checkpoint.last_run

@@ -98,6 +98,9 @@ class Writer:
         try:
             async with anyio.create_task_group() as commits:
                 while await self._take_next(receive):
+                    if self._rows >= self._sink.batch_rows // 2:
+                        await self._turn.acquire()  # half a batch beside the one that is committed is memory enough
+                        self._turn.release()
                     if self._full():
                         await self._hand_over(commits)
                 await self._hand_over(commits, self._forget_before)

@@ -7,15 +7,18 @@ import logging
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
 import pytest
 
 from fetcher.connector.client import Connector
+from fetcher.job import Job
 from fetcher.load import PortfolioLoad
 from fetcher.simulator import Faults, Size, parse_faults, start_process
 from fetcher.simulator.faults import HOSTILE, STRIKES
+from fetcher.sinks import make_sink
 from tests.http import site
 
 SMALL = Size(portfolios=2, enterprises=4, services=30, orders=400, years=0.4)
@@ -89,6 +92,34 @@ def test_bad_services_are_named_one_by_one_and_the_rest_is_loaded(tmp_path: Path
             platform.faults = Faults()
             full = await here.run(f"jsonl:{tmp_path / 'o.jsonl'}", full=True)
             assert full.complete
+            lines = [json.loads(line)["Id"] for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
+            assert sorted(lines) == sorted(here.truth())
+
+    anyio.run(check)
+
+
+def test_a_service_that_is_refused_in_mid_walk_goes_on_later_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PortfolioLoad, "BAD_AGAIN", timedelta(0))
+
+    async def check() -> None:
+        async with site(SMALL) as here:
+            sink = make_sink(f"jsonl:{tmp_path / 'o.jsonl'}")
+            async with Job(here.config(walks=2, page_size=10), sink=sink) as job:
+                async with anyio.create_task_group() as group:
+
+                    async def stop_soon() -> None:
+                        while sum(tally.orders for tally in job.tallies) < 60:
+                            await anyio.sleep(0.001)
+                        job.stop()
+
+                    group.start_soon(stop_soon)
+                    await job.run()
+            here.platform.faults = parse_faults("bad-services=4")
+            assert not (await here.run(f"jsonl:{tmp_path / 'o.jsonl'}", page_size=10)).complete
+            here.platform.faults = Faults()
+            assert (await here.run(f"jsonl:{tmp_path / 'o.jsonl'}", page_size=10)).complete
             lines = [json.loads(line)["Id"] for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
             assert sorted(lines) == sorted(here.truth())
 

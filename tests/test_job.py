@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import aclosing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import duckdb
 import pytest
 from blockbuster import blockbuster_ctx
+from msgspec import structs
 
 import fetcher
 from fetcher.errors import IncompleteError, SinkError
 from fetcher.job import Job
 from fetcher.simulator import parse_faults
+from fetcher.simulator.world import MICROS, micros
 from fetcher.sinks import Batch, make_sink
 from tests.http import site
 
@@ -207,8 +211,8 @@ def test_a_changed_filter_is_told_and_repeats_nothing(tmp_path: Path, caplog: py
             url = f"jsonl:{tmp_path / 'o.jsonl'}"
             await here.run(url)
             config = here.config(url)
-            orders = fetcher.config.msgspec.structs.replace(config.orders, states=["Canceled"])
-            config = fetcher.config.msgspec.structs.replace(config, orders=orders)
+            orders = structs.replace(config.orders, states=["Canceled"])
+            config = structs.replace(config, orders=orders)
             with caplog.at_level(logging.WARNING):
                 report = await fetcher.run(config)
             assert report.complete
@@ -239,5 +243,85 @@ def test_unknown_properties_are_told_once_and_kept_whole(tmp_path: Path) -> None
             assert report.portfolios["portfolio-1"].unknown_properties == ["LoyaltyTier"]
             line = json.loads((tmp_path / "o.jsonl").read_bytes().splitlines()[0])
             assert line["LoyaltyTier"] == {"Name": "gold", "Points": [1, 2]}
+
+    anyio.run(check)
+
+
+def renamed(config: fetcher.Config, **portfolio: object) -> fetcher.Config:
+    portfolios = [
+        structs.replace(one, name=f"other-{number}", **portfolio) for number, one in enumerate(config.portfolios)
+    ]
+    return structs.replace(config, portfolios=portfolios)
+
+
+def test_a_portfolio_under_another_name_repeats_nothing(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with site() as here:
+            url = f"jsonl:{tmp_path / 'o.jsonl'}"
+            await here.run(url)
+            report = await fetcher.run(renamed(here.config(url)))
+            assert (report.complete, report.orders) == (True, 0)
+            report = await fetcher.run(renamed(here.config(url)))
+            assert (report.complete, report.orders) == (True, 0)
+            assert sorted(held(tmp_path / "o.jsonl")) == sorted(here.truth())
+
+    anyio.run(check)
+
+
+def test_two_portfolios_that_see_the_same_services_load_each_once(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with site() as here:
+            url = f"jsonl:{tmp_path / 'o.jsonl'}"
+            config = here.config(url)
+            both = structs.replace(config, portfolios=[*config.portfolios, *renamed(config).portfolios])
+            for one in (config, both, both, config):
+                assert (await fetcher.run(one)).complete
+            assert sorted(held(tmp_path / "o.jsonl")) == sorted(here.truth())
+
+    anyio.run(check)
+
+
+def test_a_gap_that_is_read_later_repeats_nothing(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with site() as here:
+            world, url = here.platform.world, f"jsonl:{tmp_path / 'o.jsonl'}"
+            now = datetime.now(UTC)
+            for number in range(40):  # updated within the first run's overlap
+                world.update(number, micros(now) - (100 + number) * MICROS, "Started")
+            await here.run(url)
+            config = here.config(url)
+            later = structs.replace(config.orders, updated_from=now.replace(microsecond=0), overlap_seconds=0.0)
+            await fetcher.run(structs.replace(config, orders=later))
+            report = await here.run(url)
+            assert report.complete
+            lines = (tmp_path / "o.jsonl").read_bytes().splitlines()
+            versions = [(one["Id"], one["UpdatedUtc"]) for one in map(json.loads, lines)]
+            assert len(set(versions)) == len(versions)
+
+    anyio.run(check)
+
+
+def test_closing_the_pages_ends_the_walks_quietly() -> None:
+    async def check() -> None:
+        async with site() as here, fetcher.open(here.config()) as job:
+            async with aclosing(job.pages()) as pages:
+                async for page in pages:
+                    assert page.orders
+                    break
+
+    anyio.run(check)
+
+
+def test_a_future_end_is_no_end(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with site(faults=parse_faults("changes=200")) as here:
+            config = here.config(f"duckdb:{tmp_path / 'o.duckdb'}", page_size=100)
+            orders = structs.replace(config.orders, updated_until=datetime(2100, 1, 1, tzinfo=UTC))
+            before = here.truth()
+            report = await fetcher.run(structs.replace(config, orders=orders))
+            assert report.complete, report.failed
+            with duckdb.connect(tmp_path / "o.duckdb", read_only=True) as db:
+                ids = {id_ for (id_,) in db.execute("SELECT id::varchar FROM product_service_orders").fetchall()}
+            assert before <= ids
 
     anyio.run(check)

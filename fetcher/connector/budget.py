@@ -20,8 +20,8 @@ from typing import Protocol
 class SlotMemory(Protocol):
     """Where the times until which slots are held outlast the process; times are `loop.time()` seconds."""
 
-    def held(self) -> list[float]:
-        """The times, later than now, until which an earlier process holds slots."""
+    def held(self) -> dict[int, float]:
+        """By a slot's number, the times, later than now, until which an earlier process holds it."""
         ...
 
     def hold(self, place: int, until: float) -> None:
@@ -215,8 +215,16 @@ class RequestBudget:
     def _recall(self) -> None:
         if self._memory is None:
             return
-        for until in sorted(self._memory.held(), reverse=True)[: self.requests]:
-            heapq.heappush(self._held, (until, self._places.pop()))
+        held = self._memory.held()
+        # Each keeps its place, or this process would overwrite it, and the next one would not know of it.
+        self._held = [(until, place) for place, until in held.items() if place < self.requests]
+        heapq.heapify(self._held)
+        self._places = [place for place in range(self.requests) if place not in held]
+        for until in sorted((until for place, until in held.items() if place >= self.requests), reverse=True):
+            if self._places:  # there were more slots then
+                place = self._places.pop()
+                heapq.heappush(self._held, (until, place))
+                self._remember(place, until)
 
     def _remember(self, place: int, until: float) -> None:
         if self._memory is not None:

@@ -56,13 +56,13 @@ class SlotFile:
             raise
         self._descriptor = descriptor
 
-    def held(self) -> list[float]:
-        """The times, later than now, until which slots are held."""
+    def held(self) -> dict[int, float]:
+        """By a slot's number, the times, later than now, until which it is held."""
         now = time.monotonic()
         times = array("d", self._map[: len(self._map) // _TIME.size * _TIME.size])
         if sys.byteorder != "little":
             times.byteswap()
-        return [until for until in times if now < until <= now + self._longest]
+        return {place: until for place, until in enumerate(times) if now < until <= now + self._longest}
 
     def hold(self, place: int, until: float) -> None:
         """Remember that the slot numbered `place` (from 0) is held until then."""
@@ -75,11 +75,13 @@ class SlotFile:
         os.close(self._descriptor)
 
 
-def slot_file(folder: Path, address: str, token: str, *, slots: int, longest: float) -> SlotFile | None:
-    """The file of `token` at `address` in `folder`; `None` where no file can be kept.
+def slot_file(folder: Path | None, address: str, token: str, *, slots: int, longest: float) -> SlotFile | None:
+    """The file of `token` at `address` in `folder`; `None` where there is none, or no file can be kept in it.
 
     The file's name is a digest: neither token nor address can be got back from it.
     """
+    if folder is None:
+        return None
     name = blake2b(f"{address}\0{token}".encode(), digest_size=16, person=b"fetcher-budget").hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -89,10 +91,14 @@ def slot_file(folder: Path, address: str, token: str, *, slots: int, longest: fl
         return None
 
 
-def state_folder() -> Path:
-    """Where this user's programs keep what outlasts them but is worth no backup."""
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "fetcher"
+def state_folder() -> Path | None:
+    """Where this user's programs keep what outlasts them but is worth no backup; `None` for a user without a home."""
+    if home := os.environ.get("XDG_STATE_HOME"):
+        return Path(home) / "fetcher"
+    try:
+        return Path.home() / ".local" / "state" / "fetcher"
+    except RuntimeError:
+        return None
 
 
 def _clear(folder: Path) -> None:

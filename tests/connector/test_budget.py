@@ -177,8 +177,8 @@ class Remembered:
     def __init__(self) -> None:
         self.times: dict[int, float] = {}
 
-    def held(self) -> list[float]:
-        return [until for until in self.times.values() if until > anyio.current_time()]
+    def held(self) -> dict[int, float]:
+        return {place: until for place, until in self.times.items() if until > anyio.current_time()}
 
     def hold(self, place: int, until: float) -> None:
         self.times[place] = until
@@ -197,6 +197,33 @@ def test_what_the_last_process_sent_still_counts_in_the_next() -> None:
         return window.refused
 
     assert run_virtually(scenario) == 0
+
+
+def test_processes_that_send_a_little_each_do_not_forget_for_one_another() -> None:
+    async def scenario() -> int:
+        memory, window = Remembered(), Window(10, 5.0)
+        for _ in range(6):
+            budget = RequestBudget(10, 5.0, arrival_seconds=1.0, memory=memory)
+            async with anyio.create_task_group() as group:
+                for _ in range(4):
+                    group.start_soon(_send, budget, window, 0.05, 0.05)
+                await anyio.sleep(0.3)
+                group.cancel_scope.cancel()
+        return window.refused
+
+    assert run_virtually(scenario) == 0
+
+
+def test_a_limit_that_was_lowered_still_knows_what_was_sent() -> None:
+    async def scenario() -> float:
+        memory = Remembered()
+        memory.times = {place: anyio.current_time() + 3 for place in range(90, 100)}
+        budget = RequestBudget(10, 5.0, memory=memory)
+        started = anyio.current_time()
+        await budget.acquire()
+        return anyio.current_time() - started
+
+    assert run_virtually(scenario) == pytest.approx(3.0)
 
 
 def _share(budgets: int, seconds: float) -> tuple[Window, list[RequestBudget], float]:

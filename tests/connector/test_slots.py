@@ -31,7 +31,7 @@ def test_what_a_killed_process_held_the_next_one_knows(tmp_path: Path) -> None:
     memory.close()
     other = slot_file(tmp_path, "https://x", "OTHER", slots=4, longest=100)
     assert other is not None
-    assert other.held() == []
+    assert other.held() == {}
     other.close()
     assert not any("TOKEN" in file.name or b"TOKEN" in file.read_bytes() for file in tmp_path.iterdir())
 
@@ -40,7 +40,7 @@ def test_what_is_too_far_ahead_is_from_before_the_machine_s_start(tmp_path: Path
     memory = slot_file(tmp_path, "https://x", "TOKEN", slots=4, longest=100)
     assert memory is not None
     memory.hold(1, time.monotonic() + 1000)
-    assert memory.held() == []
+    assert memory.held() == {}
     memory.close()
 
 
