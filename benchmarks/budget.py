@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from _common import expect, load, options, work_folder
+from _common import expect, load, options, run, work_folder
 
 from fetcher.simulator import start_process
 
@@ -45,4 +45,4 @@ def main() -> None:
         expect(seconds <= MARGIN * safe, f"at most {MARGIN} times the safe least", short=short)
 
 
-main()
+run(main)

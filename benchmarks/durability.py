@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
-from _common import UNLIMITED, expect, load, options, work_folder
+from _common import UNLIMITED, expect, load, options, run, work_folder
 
 from fetcher.simulator import start_process
 from fetcher.sinks import Sink, make_sink
@@ -64,4 +64,4 @@ def _incremental(orders: int, *, short: bool) -> None:
             expect(seconds < 2, f"{name}: under 2 seconds", short=short)
 
 
-main()
+run(main)

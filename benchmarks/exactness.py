@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
-from _common import expect, load, options, work_folder
+from _common import expect, load, options, run, work_folder
 
 from fetcher.connector.types import parse_utc
 from fetcher.simulator import start_process
@@ -63,4 +62,4 @@ def _duckdb(path: Path) -> Rows:
         return Rows((id_, updated) for id_, updated in db.execute(query).fetchall())
 
 
-sys.exit(main())
+run(main)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _common import UNLIMITED, expect, options, work_folder
+from _common import UNLIMITED, expect, options, run, work_folder
 
 from fetcher.simulator import start_process
 
@@ -61,4 +61,4 @@ def peak(document: dict[str, object], url: str) -> int:
     return int(done.stdout.split()[1])
 
 
-main()
+run(main)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
-from _common import UNLIMITED, expect, options
+from _common import UNLIMITED, expect, options, run
 
 from fetcher.simulator import Simulator, start_process
 
@@ -54,4 +54,4 @@ def main() -> None:
     expect(peak < 2000, "under 2 GB")
 
 
-main()
+run(main)

@@ -8,7 +8,7 @@ import time
 import aiohttp
 import anyio
 import msgspec
-from _common import UNLIMITED, expect, load, options, work_folder
+from _common import UNLIMITED, expect, load, options, run, work_folder
 
 from fetcher.connector.transport import HttpTransport, Reply
 from fetcher.connector.types import ProductServiceOrder
@@ -94,4 +94,4 @@ def main() -> None:
         expect(best[name] / best["bare"] >= target, f"{name}: at {target} of bare or more", short=short)
 
 
-main()
+run(main)
