@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -133,17 +134,13 @@ class PostgresSink(Sink):
                         copy.write(memoryview(page.payload))
                 cursor.execute(self._upsert())
                 new = dict(cursor.fetchall())
-            for name, record in sorted(batch.progress.items()):
-                if record is None:
-                    cursor.execute(self._sql("DELETE FROM {progress} WHERE name = %s"), (name,))
+            # In one order, all through, so that several processes never wait for each other in a circle.
+            for gone, records in groupby(sorted(batch.progress.items()), lambda item: item[1] is None):
+                if gone:
+                    names = [(name,) for name, _ in records]
+                    cursor.executemany(self._sql("DELETE FROM {progress} WHERE name = %s"), names)
                 else:
-                    cursor.execute(
-                        self._sql(
-                            "INSERT INTO {progress} VALUES (%s, %s) "
-                            "ON CONFLICT (name) DO UPDATE SET record = excluded.record"
-                        ),
-                        (name, record),
-                    )
+                    cursor.executemany(self._upsert_record(), list(records))
         return new
 
     def _upsert(self) -> sql.Composed:
@@ -155,6 +152,10 @@ class PostgresSink(Sink):
             f"ON CONFLICT (id) DO UPDATE SET {updates} WHERE t.updated_utc < excluded.updated_utc "
             "RETURNING portfolio) SELECT portfolio, count(*) FROM merged GROUP BY portfolio"
         )
+
+    def _upsert_record(self) -> sql.Composed:
+        conflict = "ON CONFLICT (name) DO UPDATE SET record = excluded.record"
+        return self._sql(f"INSERT INTO {{progress}} VALUES (%s, %s) {conflict}")
 
     def _retried(self, work: Callable[[psycopg.Connection], T]) -> T:
         """Do it, on a new connection if the old one is lost; again if another process was in the way."""
