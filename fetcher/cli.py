@@ -25,7 +25,7 @@ from fetcher.checkpoint import PortfolioStatus, describe
 from fetcher.config import Config, check_config, load_config, parse_instant
 from fetcher.connector.types import utc_text
 from fetcher.errors import ConfigError, FetcherError, PlatformError, SinkError
-from fetcher.job import Job
+from fetcher.job import Job, PortfolioPlan
 from fetcher.progress import Report
 from fetcher.simulator.faults import CONDITIONS, HOSTILE, STRIKES, parse_faults
 from fetcher.simulator.platform import Behaviour
@@ -132,38 +132,30 @@ def plan(
         _print_json(plans)
         return
     limits = settings.limits
-    rows: list[list[str]] = []
-    for portfolio in plans:
-        start = "the beginning" if portfolio.resumes_from is None else utc_text(portfolio.resumes_from)
-        facts = [portfolio.portfolio, f"{portfolio.enterprises:,}", f"{portfolio.services:,}"]
-        rows.append(
-            [
-                *facts,
-                "enterprise",
-                f"{portfolio.shards_by_enterprise:,}",
-                f"{portfolio.requests_by_enterprise:,}",
-                duration(portfolio.seconds_by_enterprise),
-                start,
-            ]
-        )
-        rows.append(
-            [
-                "",
-                "",
-                "",
-                "portfolio",
-                f"{portfolio.shards_by_portfolio:,}",
-                f"{portfolio.requests_by_portfolio:,}",
-                duration(portfolio.seconds_by_portfolio),
-                "",
-            ]
-        )
+    rows = [row for portfolio in plans for row in _plan_rows(portfolio)]
     headings = ["portfolio", "enterprises", "services", "shard_by", "shards", "least requests", "least time", "from"]
     print(table(headings, rows))
     print(
         f"\nLeast time: what {limits.requests} requests in any {limits.per_seconds:g} s let through, side by side. "
         f'The configuration says shard_by = "{limits.shard_by}"'
     )
+
+
+def _plan_rows(portfolio: PortfolioPlan) -> list[list[str]]:
+    """A line for either way of sharding."""
+    start = "the beginning" if portfolio.resumes_from is None else utc_text(portfolio.resumes_from)
+    by_enterprise = [
+        f"{portfolio.shards_by_enterprise:,}",
+        f"{portfolio.requests_by_enterprise:,}",
+        duration(portfolio.seconds_by_enterprise),
+    ]
+    by_portfolio = [
+        f"{portfolio.shards_by_portfolio:,}",
+        f"{portfolio.requests_by_portfolio:,}",
+        duration(portfolio.seconds_by_portfolio),
+    ]
+    facts = [portfolio.portfolio, f"{portfolio.enterprises:,}", f"{portfolio.services:,}"]
+    return [[*facts, "enterprise", *by_enterprise, start], ["", "", "", "portfolio", *by_portfolio, ""]]
 
 
 @app.command(short_help="Are the tokens, services and the sink usable?")

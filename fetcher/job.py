@@ -202,7 +202,9 @@ class Job:
         return self._report(anyio.current_time() - started)
 
     async def pages(self) -> AsyncGenerator[Page]:
-        """Each page as it comes, in no particular order; walks wait while you work. No sink is used.
+        """Each page as it comes, in no particular order, none of them empty; walks wait while you work.
+
+        No sink is used.
 
         What failed is in `tallies` afterwards. Leaving the loop early ends the walks.
         """
@@ -214,7 +216,7 @@ class Job:
         try:
             async for delivery in receive:
                 try:
-                    if isinstance(delivery.page, Page):
+                    if isinstance(delivery.page, Page) and delivery.page.orders:
                         delivery.tally.committed += len(delivery.page.orders)
                         yield delivery.page
                 finally:
@@ -351,7 +353,7 @@ class Job:
             with receive:
                 try:
                     await writer.run(receive)
-                except Exception as error:
+                except Exception as error:  # whatever it is, the walks end first; then it is raised
                     failure.append(error)
                     group.cancel_scope.cancel()
 

@@ -486,7 +486,7 @@ class PortfolioLoad:
             page = self._encode(step.page)
             del step
             await self._send(Delivery(checkpoint=self._checkpoint, tally=self._tally, page=page, accepted=note))
-        except BaseException:
+        except BaseException:  # cancelled, too: nobody else will make room
             self._room.release()
             raise
 

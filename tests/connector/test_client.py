@@ -159,7 +159,8 @@ def test_whatever_comes_only_our_own_errors_come_out(body: bytes, status: int) -
 def test_headers_are_not_trusted(text: str) -> None:
     strange = Reply(429, {"Date": text, "Retry-After": text, "Request-Id": text}, text.encode("utf-8", "replace"))
     fine = Reply(200, {"Date": formatdate(usegmt=True)}, EMPTY.body)
-    call(Answers(strange, fine))
+    answer, tally = call(Answers(strange, fine))
+    assert (answer.listing.items, tally.throttled) == ([], 1)
 
 
 @pytest.mark.parametrize(
