@@ -183,6 +183,8 @@ def status(config: ConfigPath = Path("config.toml"), sink: SinkUrl = None, as_js
     """
     settings = _settings(config, sink, None, None)
     target = make_sink(settings.sink_url)
+    if not target.resumes:
+        raise ConfigError("sink.url", "it keeps nothing that could be found again", "Name another sink")
     holdings = target.holdings()
     target.close()
     rows, newest = holdings.rows or {}, holdings.newest or {}

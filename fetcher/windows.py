@@ -82,8 +82,3 @@ def subtract(window: Window, covered: Windows) -> Windows:
 def overlaps(window: Window, windows: Iterable[Window]) -> bool:
     """Whether any instant of `window` is in one of `windows`."""
     return any(other.start < window.end and window.start < other.end for other in windows)
-
-
-def intersection(first: Windows, second: Windows) -> Windows:
-    """The instants that are in both."""
-    return union(Window(max(one.start, other.start), min(one.end, other.end)) for one in first for other in second)

@@ -97,7 +97,6 @@ class KeyedSink(Sink):
     """Keeps the newest version of each order in memory; what was committed outlives the sink."""
 
     batch_rows = 60
-    keyed = True
 
     def __init__(self) -> None:
         super().__init__("memory:")

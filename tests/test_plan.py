@@ -20,7 +20,8 @@ from fetcher.plan import (
     split_services,
     split_window,
 )
-from fetcher.windows import Window, Windows, intersection, subtract, union
+from fetcher.windows import Window, Windows, subtract, union
+from tests.sets import intersection
 from tests.test_windows import SETS, WINDOWS
 
 

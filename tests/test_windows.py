@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fetcher.windows import Window, add_months, grid, intersection, overlaps, subtract, union
+from fetcher.windows import Window, add_months, grid, overlaps, subtract, union
+from tests.sets import intersection
 
 INSTANTS = st.datetimes(datetime(2015, 1, 1), datetime(2035, 1, 1), timezones=st.just(UTC)).map(
     lambda instant: instant.replace(microsecond=0)

@@ -102,8 +102,6 @@ class Sink(ABC):
     """How many rows make a good commit; the job collects about as many (fewer at the end, or when time is up)."""
     resumes: ClassVar[bool] = True
     """Whether what was committed can be found again by a later run."""
-    keyed: ClassVar[bool] = False
-    """Whether it holds one row for an order (the newest version) rather than one for each version."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -43,7 +43,6 @@ class DuckdbSink(Sink):
     """Merges batches into a table of a DuckDB file."""
 
     batch_rows = 50_000  # fewer cost time, more cost memory
-    keyed = True
 
     def __init__(self, url: str, path: Path) -> None:
         super().__init__(url)

@@ -54,7 +54,6 @@ class PostgresSink(Sink):
     """
 
     batch_rows = 50_000
-    keyed = True
 
     RETRY_SECONDS = 120.0
     """How long a database that is gone is waited for: a restart takes seconds, a failover a minute."""
