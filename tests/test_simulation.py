@@ -15,6 +15,8 @@ from fetcher.checkpoint import Checkpoint
 from fetcher.connector.budget import RequestBudget
 from fetcher.load import PortfolioLoad
 from fetcher.sifting import Sieve, Sifted
+from fetcher.simulator import parse_faults
+from fetcher.simulator.faults import STRIKES
 from fetcher.sinks.ledger import Ledger
 from tests.simulation import BrokenPromiseError, simulate
 
@@ -40,6 +42,24 @@ def test_every_promise_holds_for_every_seed() -> None:
         parts = [pool.submit(play, first, min(first + step, SEEDS)) for first in range(0, SEEDS, step)]
         found = [text for part in parts for text in part.result()]
     assert not found, "\n\n".join(found[:3])
+
+
+ALONE = [*(f"{kind}=0.1" for kind in STRIKES), "all=0.1"]
+CONDITIONS_ALONE = [
+    *("bad-services=2", "bad-enterprises=1", "heavy-pages=15", "heavy-windows=30", "heavy-ids=4", "revoke=15"),
+    *("forbid=1", "others=1", "outage-after=10", "outage-after=10,outage-seconds=2000", "changes=1,late=4"),
+    *("unknown=1", "invalid-cursors=1,changes=1", "all=0.1,changes=1,bad-services=1,invalid-cursors=1"),
+]
+
+
+@pytest.mark.parametrize("faults", [*ALONE, *CONDITIONS_ALONE])
+def test_each_kind_of_fault_alone_and_all_together(faults: str) -> None:
+    logging.disable(logging.CRITICAL)
+    try:
+        for seed in range(50_000, 50_020):
+            simulate(seed, parse_faults(faults))
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _drop_the_last(sift: Callable[..., Sifted]) -> Callable[..., Sifted]:

@@ -194,6 +194,15 @@ class World:
         """The order's `UpdatedUtc`, as it is sent."""
         return _VERSION.decode(self.bodies[number]).updated
 
+    def service_of(self, order_id: str) -> str:
+        """The id of the service of an order that there is."""
+        number = self.order_number(order_id)
+        return "" if number is None else self.service_ids[self._service[number]]
+
+    def owner_of(self, service_id: str) -> Portfolio:
+        """The portfolio that a service (by id) belongs to."""
+        return self.portfolio_of(self.service_numbers[service_id])
+
     def portfolio_of(self, service: int) -> Portfolio:
         """The portfolio that a service belongs to."""
         return self._portfolio_of[self._enterprise_of[service].id]
