@@ -298,10 +298,10 @@ def owners_of(records: Mapping[str, str]) -> dict[str, set[str]]:
     """By service id, the prefixes (portfolio and selection) under which it was walked."""
     owners: dict[str, set[str]] = {}
     for name, text in records.items():
-        prefix, mark, _ = name.partition("batch/")
-        if mark:
+        parts = name.split("/")  # whole parts: a portfolio may be called "batch"
+        if len(parts) == 4 and parts[2] == "batch":
             for service_id in msgspec.json.decode(text, type=BatchRecord).service_ids:
-                owners.setdefault(service_id, set()).add(prefix)
+                owners.setdefault(service_id, set()).add(f"{parts[0]}/{parts[1]}/")
     return owners
 
 

@@ -115,7 +115,7 @@ class Job:
     async def __aenter__(self) -> Job:
         try:
             return await self._enter()
-        except BaseException:
+        except BaseException:  # cancelled, too: who fails to enter is not exited
             await self._exits.aclose()
             raise
 

@@ -70,8 +70,8 @@ class PortfolioLoad:
         tally: where it tells what it does.
         send: takes what it loads.
         encode: brings a page into the form that `send` takes. It is called where the page was decoded, at once, while
-            the page is in the processor's cache: in another thread it takes twice the time, waiting for the
-            interpreter's lock and for memory.
+            the page is in the processor's cache: with another thread for it, jobs took a third to a half longer,
+            waiting for the interpreter's lock and for memory.
         full: whether to read everything again, whatever is covered.
         claimed: services that a portfolio of this run loads, by id; shared by all loads of the run.
         room: for pages in memory; shared likewise.

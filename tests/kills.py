@@ -75,7 +75,7 @@ def _start(folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
     command = [sys.executable, "-c", PROGRAM, str(folder / "config.json")]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=Path.cwd()
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=Path.cwd()
     )
 
 

@@ -247,10 +247,8 @@ def test_unknown_properties_are_told_once_and_kept_whole(tmp_path: Path) -> None
     anyio.run(check)
 
 
-def renamed(config: fetcher.Config, **portfolio: object) -> fetcher.Config:
-    portfolios = [
-        structs.replace(one, name=f"other-{number}", **portfolio) for number, one in enumerate(config.portfolios)
-    ]
+def renamed(config: fetcher.Config, name: str = "other") -> fetcher.Config:
+    portfolios = [structs.replace(one, name=f"{number}-{name}") for number, one in enumerate(config.portfolios)]
     return structs.replace(config, portfolios=portfolios)
 
 
@@ -264,6 +262,18 @@ def test_a_portfolio_under_another_name_repeats_nothing(tmp_path: Path) -> None:
             report = await fetcher.run(renamed(here.config(url)))
             assert (report.complete, report.orders) == (True, 0)
             assert sorted(held(tmp_path / "o.jsonl")) == sorted(here.truth())
+
+    anyio.run(check)
+
+
+@pytest.mark.parametrize("name", ["batch", "open", "run", "done"])
+def test_a_portfolio_may_be_called_like_a_record(name: str, tmp_path: Path) -> None:
+    async def check() -> None:
+        async with site() as here:
+            config = renamed(here.config(f"jsonl:{tmp_path / 'o.jsonl'}"), name)
+            assert (await fetcher.run(config)).orders == len(here.truth())
+            again = await fetcher.run(config)
+            assert (again.complete, again.orders) == (True, 0)
 
     anyio.run(check)
 

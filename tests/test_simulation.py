@@ -57,7 +57,7 @@ def test_each_kind_of_fault_alone_and_all_together(faults: str) -> None:
     logging.disable(logging.CRITICAL)
     try:
         for seed in range(50_000, 50_020):
-            simulate(seed, parse_faults(faults))
+            simulate(seed, parse_faults(faults))  # raises where a promise is broken
     finally:
         logging.disable(logging.NOTSET)
 

@@ -216,7 +216,7 @@ class Connector:
             else:
                 circuit.alive()
             raise _AgainError(_unanswered(path, error), heavy=error.kind == "timeout") from None
-        except BaseException:
+        except BaseException:  # cancelled, too: it may have left
             slot.broken()
             raise
         if reply.status == 429:

@@ -51,7 +51,7 @@ class SlotFile:
                 os.ftruncate(descriptor, size)
             # The lock lives as long as a descriptor: mmap keeps one of its own, and we keep ours.
             self._map = mmap.mmap(descriptor, min(size, os.fstat(descriptor).st_size) or _TIME.size)
-        except BaseException:
+        except BaseException:  # nobody has this object yet who could close it
             os.close(descriptor)
             raise
         self._descriptor = descriptor

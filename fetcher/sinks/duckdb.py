@@ -86,7 +86,7 @@ class DuckdbSink(Sink):
                 new = self._merge(db, table) if table.num_rows else {}
                 self._record(db, batch.progress)
                 db.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # whatever it is, nothing of the batch may stay
                 _roll_back(db)
                 raise
         del table

@@ -114,10 +114,7 @@ class JsonlSink(Sink):
 
     def encode(self, page: Page) -> EncodedPage:
         """The page's lines as they came."""
-        lines = page.lines()
-        text = b"\n".join([*lines, b""])
-        payload = _Lines(text, versions_of(page, lambda: map(_version, text.splitlines())))
-        return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(payload.text), payload=payload)
+        return _encoded(page)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
@@ -211,10 +208,7 @@ class StdoutSink(Sink):
 
     def encode(self, page: Page) -> EncodedPage:
         """The page's lines as they came."""
-        lines = page.lines()
-        text = b"\n".join([*lines, b""])
-        payload = _Lines(text, versions_of(page, lambda: map(_version, text.splitlines())))
-        return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(payload.text), payload=payload)
+        return _encoded(page)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
@@ -237,6 +231,13 @@ class StdoutSink(Sink):
     def close(self) -> None:
         """See `Sink.close`."""
         self._ledger.close()
+
+
+def _encoded(page: Page) -> EncodedPage:
+    lines = page.lines()
+    text = b"\n".join([*lines, b""])
+    payload = _Lines(text, versions_of(page, lambda: map(_version, text.splitlines())))
+    return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(text), payload=payload)
 
 
 def make(url: str) -> Sink:
