@@ -111,6 +111,8 @@ class SimulatedPlatform:
 
     _PAGES = 96
     """Queries whose results are kept: concurrent walks ask for the same ones page after page."""
+    _RENDERED_BYTES = 768 * 2**20
+    """Of pages that are kept as they were sent: who measures asks for the same ones again and again."""
 
     def __init__(
         self, world: World, behaviour: Behaviour | None = None, faults: Faults | None = None, seed: int = 0
@@ -124,6 +126,8 @@ class SimulatedPlatform:
             token: SlidingWindow(self.behaviour.requests, self.behaviour.per_seconds) for token in world.portfolios
         }
         self._found: OrderedDict[tuple[object, ...], tuple[int, Found]] = OrderedDict()
+        self._rendered: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()  # by query, first order and count
+        self._rendered_bytes = 0
         self._services: dict[bytes, list[int]] = {}
         self._cursors: dict[str, int] = {}  # by order id: the key at which it was given out as a cursor
         self._heavy: Counter[bytes] = Counter()
@@ -332,19 +336,33 @@ class SimulatedPlatform:
         numbers = found.numbers[first : first + count]
         if not numbers:
             return None
-        bodies = [self.world.bodies[number] for number in numbers]
         cursor = self.world.order_id(numbers[-1])
         self._cursors[cursor] = found.keys[first + len(numbers) - 1]
+        self.stats.portfolios[portfolio.name].pages += 1
+        self.stats.portfolios[portfolio.name].orders += len(numbers)
+        if fault is None and not self.faults.condition("unknown"):
+            return self._render((found.serial, first, count), numbers, cursor)
+        bodies = [self.world.bodies[number] for number in numbers]
         if fault in ("twice", "outside", "unasked", "type"):
             self._spoil(fault, bodies, services)
         if fault == "circle" and len(numbers) == count and call.limitation.cursor is not None:
             self._struck(fault)
             cursor = call.limitation.cursor
-        self.stats.portfolios[portfolio.name].pages += 1
-        self.stats.portfolios[portfolio.name].orders += len(numbers)
-        page = b'{"ProductServiceOrders":[%b],"Cursor":"%b"}' % (b",".join(bodies), cursor.encode())
+        page = _orders(bodies, cursor)
         if self.faults.condition("unknown"):
             page = page.replace(b'{"Id":"', b'{"LoyaltyTier":{"Name":"gold","Points":[1,2]},"Id":"')
+        return page
+
+    def _render(self, key: tuple[int, int, int], numbers: Sequence[int], cursor: str) -> bytes:
+        """The page of these orders; rendered at most once while there is room to keep it."""
+        page = self._rendered.get(key)
+        if page is None:
+            page = self._rendered[key] = _orders([self.world.bodies[number] for number in numbers], cursor)
+            self._rendered_bytes += len(page)
+            while self._rendered_bytes > self._RENDERED_BYTES:
+                self._rendered_bytes -= len(self._rendered.popitem(last=False)[1])
+        else:
+            self._rendered.move_to_end(key)
         return page
 
     def _services_of(self, raw: bytes, portfolio: Portfolio) -> list[int]:
@@ -490,6 +508,10 @@ _LISTS: dict[type, str] = {
     ServicesCall: "Services",
     OrdersCall: "ProductServiceOrders",
 }
+
+
+def _orders(bodies: Sequence[bytes], cursor: str) -> bytes:
+    return b'{"ProductServiceOrders":[%b],"Cursor":"%b"}' % (b",".join(bodies), cursor.encode())
 
 
 def _message(text: str) -> bytes:
