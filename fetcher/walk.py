@@ -115,6 +115,7 @@ class Walk:
         if shard.open_ended:
             furthest = add_months(shard.window.start, MAX_MONTHS)
             self._until = min(furthest, max(self._until, scope.connector.platform.clock.now() + self.AHEAD))
+        self._interval = Interval.between(shard.window.start, self._until)
         self._seen: set[str] = set() if position.cursor is None else {position.cursor}
         self._pages = 0
         self._restarted = False
@@ -166,7 +167,7 @@ class Walk:
         request = OrdersRequest(
             Limitation(count, self._cursor),
             self._shard.service_ids,
-            Interval.between(self._shard.window.start, self._until),
+            self._interval,
             self._scope.states,
         )
         try:
@@ -235,6 +236,7 @@ class Walk:
             orders=sifted.kept,
             body=answer.body,
             skipped=sifted.skipped,
+            latest=sifted.latest,
             fetched_utc=answer.fetched_utc,
             settled=self._scope.settled,
             repeats=self._shard.repeats,

@@ -65,7 +65,9 @@ def test_each_kind_of_fault_alone_and_all_together(faults: str) -> None:
 def _drop_the_last(sift: Callable[..., Sifted]) -> Callable[..., Sifted]:
     def dropping(self: Sieve, orders: list[Any]) -> Sifted:
         kept = sift(self, orders)
-        return Sifted(kept.kept[:-1], kept.skipped | {len(orders) - 1}, kept.oddities) if kept.kept else kept
+        if not kept.kept:
+            return kept
+        return Sifted(kept.kept[:-1], kept.skipped | {len(orders) - 1}, kept.oddities, kept.latest)
 
     return dropping
 

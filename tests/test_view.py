@@ -62,7 +62,7 @@ def test_the_summary_of_a_run_that_is_not_whole_says_how_to_go_on() -> None:
         complete=False,
         enterprises=1,
         services=2,
-        oddities={"twice in one page": 3},
+        oddities={"outside its window": 3},
         unknown_properties=["LoyaltyTier"],
     )
     failed = [Failure(portfolio="north", error="answered 401")]
@@ -73,7 +73,7 @@ def test_the_summary_of_a_run_that_is_not_whole_says_how_to_go_on() -> None:
     )
     for part in (
         "incomplete: 5 new orders",
-        "3 orders twice in one page",
+        "3 orders outside its window",
         "LoyaltyTier",
         "answered 401",
         "Run the same",

@@ -31,6 +31,8 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     """The whole response as it came, decompressed."""
     skipped: frozenset[int] = frozenset()
     """Positions within the response of orders that are not in `orders`."""
+    latest: str
+    """The latest `UpdatedUtc` in `orders`, as text; empty if there are none."""
     fetched_utc: datetime
     """When the platform answered, by the platform's clock."""
     settled: str

@@ -9,6 +9,7 @@ An appending sink holds each version (`Id`, `UpdatedUtc`) once (promise P2). Thr
    digests are remembered until no walk asks for them any more: a few minutes' worth.
 2. Of a walk that starts again (`Page.repeats`): rare, so the files are read once, and all versions go to a
    temporary index on disk.
+3. Twice in one page, which only a platform with a fault would send.
 
 The index, once made, also takes what is written after it.
 """
@@ -52,12 +53,14 @@ class Versions(msgspec.Struct, frozen=True):
     """The latest `UpdatedUtc`; empty if there is none."""
     settled: str
     repeats: bool
+    twins: bool
+    """Whether an id is there more than once."""
 
 
 def versions_of(page: Page, read: Callable[[], Iterable[tuple[str, str]]]) -> Versions:
     """The versions of a page; `read` gives them again from the page's encoded form."""
-    latest = max([order.updated_utc for order in page.orders], default="")
-    return Versions(read, latest, page.settled, page.repeats)
+    twins = len({order.id for order in page.orders}) < len(page.orders)
+    return Versions(read, page.latest, page.settled, page.repeats, twins)
 
 
 def version_digest(order_id: str, updated: str) -> bytes:
@@ -164,13 +167,16 @@ class Ledger:
         """Which orders of a page are new, by position; `None`: all. Remembers them. Within `recording`."""
         # Earlier runs remembered from another time on than this one does.
         recent_from = versions.settled if self._recent_from is None else min(versions.settled, self._recent_from)
-        if versions.latest < recent_from and not self._indexed:
+        if versions.latest < recent_from and not self._indexed and not versions.twins:
             return None
         new: list[int] = []
         count = 0
+        of_page: set[bytes] = set()
         for position, (id_, updated) in enumerate(versions.read()):
             digest = version_digest(id_, updated)
-            known = self._indexed and not self._add_to("version (digest) VALUES (?)", digest)
+            known = digest in of_page
+            of_page.add(digest)
+            known = (self._indexed and not self._add_to("version (digest) VALUES (?)", digest)) or known
             if updated >= recent_from:
                 known = not self._add_to("recent (version, updated) VALUES (?, ?)", digest, updated) or known
             if not known:
@@ -263,6 +269,15 @@ def check_folder(url: str, folder: Path) -> None:
         raise SinkError(url, f"there is no folder {folder}", "Create it, or name another place")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SinkError(url, f"the folder {folder} is not writable", "Change its permissions, or name another place")
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written into a file durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

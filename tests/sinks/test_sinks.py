@@ -57,11 +57,13 @@ def order(number: int, updated: str, **changes: Any) -> dict[str, Any]:
 
 def page(orders: Iterable[dict[str, Any]], *, repeats: bool = False, settled: str = SETTLED) -> Page:
     body = json.dumps({"ProductServiceOrders": list(orders), "Cursor": None}).encode()
+    decoded = OrdersOperation().decode(body).items
     return Page(
         portfolio="north",
         enterprise_ids={SERVICE: "22222222-2222-4222-a222-222222222222"},
-        orders=OrdersOperation().decode(body).items,
+        orders=decoded,
         body=body,
+        latest=max((order.updated_utc for order in decoded), default=""),
         fetched_utc=datetime(2024, 1, 2, tzinfo=UTC),
         settled=settled,
         repeats=repeats,
@@ -202,6 +204,14 @@ def test_a_walk_that_starts_again_repeats_nothing(case: Case) -> None:
     assert commit(sink, page(OLD[:3]), page(OLD[2:4], repeats=True), page(OLD, repeats=True)) in (3, 5)
     sink.close()
     assert len(set(case.rows())) == 5
+
+
+def test_a_version_that_is_twice_in_one_page_is_there_once(case: Case) -> None:
+    first, other = order(1, "2023-01-01T00:00:00Z"), order(2, "2023-01-01T00:00:00Z")
+    sink = case.opened()
+    assert commit(sink, page([first, other, first])) == 2
+    sink.close()
+    assert sorted(id_ for id_, _ in case.rows()) == [first["Id"], other["Id"]]
 
 
 def test_within_one_batch_what_came_before_a_repeat_is_known(case: Case) -> None:
