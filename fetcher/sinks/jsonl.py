@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
@@ -34,6 +34,7 @@ from fetcher.sinks.ledger import (
     version_digest,
     versions_of,
 )
+from fetcher.sinks.lines import lines_of
 
 log = logging.getLogger("fetcher")
 
@@ -41,10 +42,10 @@ log = logging.getLogger("fetcher")
 class _Lines(msgspec.Struct, frozen=True):
     """A page as lines, each with its end."""
 
-    text: bytes
+    text: bytes | bytearray
     versions: Versions
 
-    def only(self, positions: list[int] | None) -> bytes:
+    def only(self, positions: list[int] | None) -> bytes | bytearray:
         """The lines at these positions; `None`: all."""
         if positions is None:
             return self.text
@@ -55,7 +56,7 @@ class _Lines(msgspec.Struct, frozen=True):
 class _Codec(msgspec.Struct, frozen=True):
     """How a batch is compressed, and how a file of such batches is read."""
 
-    compress: Callable[[list[bytes]], list[bytes]]
+    compress: Callable[[Sequence[bytes | bytearray]], Sequence[bytes | bytearray]]
     read: Callable[[Path], AbstractContextManager[Iterable[bytes]]]
 
 
@@ -68,7 +69,7 @@ class JsonlSink(Sink):
         codec: how it is compressed.
     """
 
-    batch_rows = 20_000  # each waits for the disk, while the next is prepared
+    batch_rows = 50_000  # each waits for the disk, while the next is prepared
 
     def __init__(self, url: str, path: Path, codec: _Codec) -> None:
         super().__init__(url)
@@ -122,7 +123,7 @@ class JsonlSink(Sink):
             raise RuntimeError("the sink is used before it was opened")
         rows: Counter[str] = Counter()
         newest: dict[str, str] = {}
-        texts: list[bytes] = []
+        texts: list[bytes | bytearray] = []
         with translated(self.url):
             try:
                 with self._ledger.recording(page.payload.versions for page in batch.pages):
@@ -148,7 +149,7 @@ class JsonlSink(Sink):
             self._file = None
         self._ledger.close()
 
-    def _select(self, page: EncodedPage, texts: list[bytes], newest: dict[str, str]) -> int:
+    def _select(self, page: EncodedPage, texts: list[bytes | bytearray], newest: dict[str, str]) -> int:
         """Add a page's new lines to `texts`; returns how many there are."""
         lines: _Lines = page.payload
         new = self._ledger.unseen(lines.versions)
@@ -156,7 +157,7 @@ class JsonlSink(Sink):
         newest[page.portfolio] = max(newest.get(page.portfolio, ""), lines.versions.latest)
         return page.rows if new is None else len(new)
 
-    def _append(self, file: FileIO, texts: list[bytes]) -> int:
+    def _append(self, file: FileIO, texts: list[bytes | bytearray]) -> int:
         """Write and sync; returns the file's new length."""
         if not any(texts):
             return self._length
@@ -234,10 +235,9 @@ class StdoutSink(Sink):
 
 
 def _encoded(page: Page) -> EncodedPage:
-    lines = page.lines()
-    text = b"\n".join([*lines, b""])
+    text = lines_of(page)
     payload = _Lines(text, versions_of(page, lambda: map(_version, text.splitlines())))
-    return EncodedPage(portfolio=page.portfolio, rows=len(lines), size=len(text), payload=payload)
+    return EncodedPage(portfolio=page.portfolio, rows=len(page.orders), size=len(text), payload=payload)
 
 
 def make(url: str) -> Sink:
@@ -260,7 +260,7 @@ class _VersionLine(msgspec.Struct):
 _VERSION = msgspec.json.Decoder(_VersionLine)
 
 
-def _version(line: bytes) -> tuple[str, str]:
+def _version(line: bytes | bytearray) -> tuple[str, str]:
     version = _VERSION.decode(line)
     return version.id, version.updated
 
