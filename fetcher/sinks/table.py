@@ -11,7 +11,7 @@ fastest: one comprehension a column, times cast from text by Arrow, required ids
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -92,7 +92,6 @@ def to_record_batch(page: Page) -> pa.RecordBatch:
     try:
         options = [order.options for order in orders]
         services = [order.service_id for order in orders]
-        enterprises = page.enterprise_ids
         columns = [
             _ids([order.id for order in orders]),
             _ids(services),
@@ -117,7 +116,7 @@ def to_record_batch(page: Page) -> pa.RecordBatch:
             pa.array([option.any_companion_checked_in for option in options], _FLAG),
             pa.array([option.connector_check_in for option in options], _FLAG),
             pa.repeat(pa.scalar(page.portfolio, _TEXT), len(orders)),
-            pa.array([enterprises.get(service) for service in services], _TEXT),
+            _enterprises(services, page.enterprise_ids),
             pa.repeat(pa.scalar(page.fetched_utc, _TIME), len(orders)),
         ]
     except (AttributeError, TypeError, ValueError, OverflowError) as exc:  # Arrow's are two of these
@@ -183,22 +182,28 @@ def _ids(values: list[str]) -> pa.Array:
     return pa.StringArray.from_buffers(len(values), _OFFSETS, pa.py_buffer(text.encode()))
 
 
+def _enterprises(services: list[str], enterprise_ids: Mapping[str, str]) -> pa.Array:
+    """The enterprise of each order, by its service; most pages have orders of a single one."""
+    different = set(services)
+    names = {enterprise_ids.get(service) for service in different}
+    if len(names) == 1:
+        return pa.repeat(pa.scalar(names.pop(), _TEXT), len(services))
+    return pa.array(map(enterprise_ids.get, services), _TEXT)
+
+
 def _times(values: Sequence[str | None]) -> pa.Array:
     """A column of times. Arrow's cast wants a zone and at most 6 digits of fraction.
 
-    1. The text as it is.
-    2. Fractions of `Z` times cut to 6 digits.
-    3. What only Python can read, one by one.
+    1. Fractions of `Z` times are cut to 6 digits where one is longer.
+    2. What only Python can read is read one by one.
     """
-    try:
-        return pa.array(values, _TEXT).cast(_TIME)
-    except pa.ArrowInvalid:
-        cut = [
+    if max(map(len, filter(None, values)), default=0) > _LONGEST_TIME:
+        values = [
             f"{value[:26]}Z" if value is not None and len(value) > _LONGEST_TIME and value[-1] == "Z" else value
             for value in values
         ]
     try:
-        return pa.array(cut, _TEXT).cast(_TIME)
+        return pa.array(values, _TEXT).cast(_TIME)
     except pa.ArrowInvalid:
         return pa.array([None if value is None else parse_utc(value) for value in values], _TIME)
 
