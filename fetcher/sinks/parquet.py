@@ -11,7 +11,6 @@ and what is not recorded is removed.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from fetcher.sinks.ledger import (
     check_folder,
     is_locked,
     read_holdings,
+    sync_file,
     sync_folder,
     translated,
     version_digest,
@@ -139,7 +139,8 @@ class ParquetSink(Sink):
         return batch
 
     def _write(self, table: pa.Table, name: str) -> None:
-        with self._hidden(name).open("wb") as file:
+        # A file of Arrow's own: Python's would take the interpreter's lock, and wait for it, at each write.
+        with pa.OSFile(str(self._hidden(name)), "wb") as file:
             pq.write_table(
                 table,
                 file,
@@ -148,8 +149,7 @@ class ParquetSink(Sink):
                 compression_level=1,
                 use_dictionary=_DICTIONARIES,  # pyright: ignore[reportArgumentType] a list is documented, and inferred as a flag
             )
-            file.flush()
-            os.fsync(file.fileno())
+        sync_file(self._hidden(name))
         sync_folder(self._folder)
 
     def _reveal(self, name: str) -> None:
