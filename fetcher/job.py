@@ -14,6 +14,7 @@ import random
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -108,7 +109,7 @@ class Job:
         self._tallies = {portfolio.name: Tally(portfolio=portfolio.name) for portfolio in config.portfolios}
         self._walks = anyio.CancelScope()
         self._stopped = False
-        self._room = anyio.Semaphore(self.ROOM)
+        self._room = anyio.Semaphore(self.ROOM, fast_acquire=True)
         self.sink_opened = False
         """Whether the run got as far as its sink: before that nothing was written anywhere."""
 
@@ -379,9 +380,8 @@ class Job:
                     self._walks.cancel()
                 async with anyio.create_task_group() as group:
                     for portfolio in self._config.portfolios:
-                        load = self._load(
-                            portfolio, self._checkpoint(portfolio, records, owners), send.send, encode, claimed
-                        )
+                        checkpoint = self._checkpoint(portfolio, records, owners)
+                        load = self._load(portfolio, checkpoint, partial(_send, send), encode, claimed)
                         loads.append(load)
                         group.start_soon(load.run)
             with suppress(anyio.BrokenResourceError):  # whoever took the pages has left
@@ -413,6 +413,13 @@ class Job:
 def _as_it_is(page: Page) -> Page:
     """The encoding of those who take the pages themselves."""
     return page
+
+
+async def _send(stream: MemoryObjectSendStream[Delivery], delivery: Delivery) -> None:
+    try:
+        stream.send_nowait(delivery)  # `send` gives way to other tasks each time, even where there is room
+    except anyio.WouldBlock:
+        await stream.send(delivery)
 
 
 async def _nowhere(_delivery: Delivery) -> None:

@@ -98,7 +98,7 @@ class Writer:
         try:
             async with anyio.create_task_group() as commits:
                 while await self._take_next(receive):
-                    if self._rows >= self._sink.batch_rows // 2:
+                    if self._rows >= self._sink.batch_rows * 7 // 8:
                         await self._turn.acquire()  # half a batch beside the one that is committed is memory enough
                         self._turn.release()
                     if self._full():
@@ -132,18 +132,23 @@ class Writer:
 
     async def _take_next(self, receive: MemoryObjectReceiveStream[Delivery]) -> bool:
         """Take what comes next, unless a commit is due before it comes; false at the end."""
-        with anyio.move_on_at(self._due) if self._due is not None else anyio.CancelScope():
+        try:
             try:
-                delivery = await receive.receive()
-            except anyio.EndOfStream:
-                return False
-            self._checkpoints[delivery.checkpoint.portfolio] = delivery.checkpoint
-            if isinstance(delivery.page, EncodedPage):
-                self._add(delivery.tally, delivery.page)
-            delivery.accepted()
-            if self._due is None:
-                self._due = anyio.current_time() + self.COMMIT_SECONDS
+                self._take(receive.receive_nowait())  # in a hurry there is always one, and no need to watch the clock
+            except anyio.WouldBlock:
+                with anyio.move_on_at(self._due) if self._due is not None else anyio.CancelScope():
+                    self._take(await receive.receive())
+        except anyio.EndOfStream:
+            return False
         return True
+
+    def _take(self, delivery: Delivery) -> None:
+        self._checkpoints[delivery.checkpoint.portfolio] = delivery.checkpoint
+        if isinstance(delivery.page, EncodedPage):
+            self._add(delivery.tally, delivery.page)
+        delivery.accepted()
+        if self._due is None:
+            self._due = anyio.current_time() + self.COMMIT_SECONDS
 
     def _add(self, tally: Tally, page: EncodedPage) -> None:
         self._pages.append(page)

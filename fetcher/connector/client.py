@@ -13,6 +13,7 @@ either a page or one of the package's own errors. The cases of an answer, in `_t
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from collections.abc import Mapping
@@ -76,7 +77,7 @@ class Platform:
     ) -> None:
         self.transport = transport
         self.pacer = AsyncLimiter(self.BURST, self.BURST / opens_per_second)
-        self.clock = PlatformClock(anyio.current_time)
+        self.clock = PlatformClock(asyncio.get_running_loop().time)
         self.circuit = Circuit(outage_seconds, chance)
         self.chance = chance
 

@@ -20,9 +20,13 @@ class PlatformClock:
     def __init__(self, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
         self._ahead: float | None = None  # platform's seconds less ours, the most that any answer told
+        self._date: str | None = None  # read last: of many answers within one second the first tells most
 
     def observe(self, date: str | None) -> None:
         """Take note of an answer's `Date` header; one that cannot be read tells nothing."""
+        if date is not None and date == self._date:
+            return
+        self._date = date
         moment = parse_http_date(date)
         if moment is not None:
             ahead = moment.timestamp() - self._ticks()
