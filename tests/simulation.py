@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import anyio
 
 from fetcher.config import Config, make_config
-from fetcher.connector.transport import Reply, TransportError, brings_page
+from fetcher.connector.transport import Heard, Reply, TransportError, brings_page
 from fetcher.errors import SinkError
 from fetcher.job import Job
 from fetcher.progress import Report
@@ -68,7 +68,7 @@ class VirtualTransport:
         """The platform's time, in seconds since 1970."""
         return BEGIN + anyio.current_time() + self.offset
 
-    async def post(self, path: str, body: bytes, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
         """See `Transport.post`."""
         token = json.loads(body)["AccessToken"]
         if self._paused.get(token, 0) > self.now() + 1e-6:
@@ -81,6 +81,8 @@ class VirtualTransport:
             await anyio.sleep(self._seconds)
             raise TransportError("timeout", "no answer")
         await anyio.sleep(delay / 2)
+        if response.delivery not in ("lost", "reset"):
+            heard(response.status)
         if response.delivery in ("lost", "reset", "truncated"):
             raise TransportError("broken", "the connection broke")
         if response.headers.get("Content-Encoding") == "gzip":

@@ -35,7 +35,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fault_at_random_costs_retries_and_no_order(kind: str, tmp_path: Path) -> None:
     async def check() -> None:
         async with site(SMALL, faults=Faults({kind: 0.2})) as here:
-            report = await here.run(f"jsonl:{tmp_path / 'o.jsonl'}", walks=4, page_size=30)
+            report = await here.run(f"jsonl:{tmp_path / 'o.jsonl'}", walks=4, page_size=10)
             lines = [json.loads(line)["Id"] for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
             assert report.complete, report.failed
             assert sorted(lines) == sorted(here.truth())

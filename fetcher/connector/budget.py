@@ -40,7 +40,7 @@ class Slot:
         self._sent_at = sent_at
 
     def answered(self) -> None:
-        """The platform answered: the slot is free `per_seconds` from now."""
+        """The platform begins to answer: the slot is free `per_seconds` from now."""
         self._budget.give_back(self._place, after_arrival=0)
 
     def refused(self) -> None:

@@ -203,28 +203,33 @@ class Connector:
 
     async def _post(self, path: str, body: bytes, slot: Slot, room: anyio.Semaphore | None) -> Reply:
         circuit = self.platform.circuit
-        try:
-            reply = await self.platform.transport.post(path, body, room)
-        except TransportError as error:
-            if error.kind == "unsent":
-                slot.unsent()
-            elif error.kind in ("too large", "corrupt"):
-                slot.answered()
+        settled = False
+
+        def heard(status: int) -> None:
+            # The request arrived before its answer began; how long the body takes, or waits for room, is no matter.
+            nonlocal settled
+            settled = True
+            if status == 429:
+                slot.refused()
             else:
-                slot.broken()
+                slot.answered()
+
+        try:
+            reply = await self.platform.transport.post(path, body, heard, room)
+        except TransportError as error:
+            if not settled:
+                slot.unsent() if error.kind == "unsent" else slot.broken()
             if error.kind in ("unsent", "broken", "timeout"):
                 circuit.failed()
             else:
                 circuit.alive()
             raise _AgainError(_unanswered(path, error), heavy=error.kind == "timeout") from None
         except BaseException:  # cancelled, too: it may have left
-            slot.broken()
+            if not settled:
+                slot.broken()
             raise
         if reply.status == 429:
             self._tally.throttled += 1
-            slot.refused()
-        else:
-            slot.answered()
         if reply.status >= 500:
             circuit.failed()
         else:

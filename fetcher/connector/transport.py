@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
@@ -45,15 +45,19 @@ class TransportError(Exception):
         self.detail = detail
 
 
+Heard = Callable[[int], None]
+
+
 class Transport(Protocol):
     """Posts a JSON body to a path below the platform's connector root."""
 
-    async def post(self, path: str, body: bytes, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
         """Send it once, and receive the whole answer.
 
         Args:
             path: below the connector's root.
             body: JSON.
+            heard: called once an answer begins, before its body is received, with its status.
             room: acquired once an answer that `brings_page` begins, before its body is received, for the caller to
                 release; `None`: there is always room.
 
@@ -110,7 +114,7 @@ class HttpTransport:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, path: str, body: bytes, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
         """See `Transport.post`."""
         if self._session is None:
             raise RuntimeError("HttpTransport is used outside its `async with`")
@@ -119,6 +123,7 @@ class HttpTransport:
             async with asyncio.timeout(self._seconds):
                 response = await self._session.post(self._root + path, data=body, allow_redirects=False)
             async with response:
+                heard(response.status)
                 if room is not None and brings_page(response.status):
                     await room.acquire()  # however long that takes: it is not the platform that we wait for
                     held = True

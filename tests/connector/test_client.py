@@ -24,7 +24,7 @@ from fetcher.connector.operations import (
     OrdersRequest,
     ServicesRequest,
 )
-from fetcher.connector.transport import Reply
+from fetcher.connector.transport import Heard, Reply
 from fetcher.errors import DataError, FetcherError, InvalidRequestError, TooHeavyError, UnavailableError
 from fetcher.progress import Tally
 from tests.virtual import run_virtually
@@ -41,11 +41,15 @@ class Answers:
         self.replies = list(replies)
         self.times: list[float] = []
         self.bodies: list[bytes] = []
+        self.body_seconds = 0.0
 
-    async def post(self, path: str, body: bytes, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
         self.times.append(anyio.current_time())
         self.bodies.append(body)
-        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        answer = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        heard(answer.status)
+        await anyio.sleep(self.body_seconds)
+        return answer
 
 
 def reply(status: int, body: bytes = b"", **headers: str) -> Reply:
@@ -89,6 +93,22 @@ def test_a_429_is_waited_out_as_it_says(header: str | None, least: float, most: 
     _, tally = call(answers)
     assert least <= answers.times[1] - answers.times[0] <= most
     assert (tally.requests, tally.retries, tally.throttled) == (2, 1, 1)
+
+
+def test_a_slot_is_free_a_window_after_the_answer_began_however_long_its_body_takes() -> None:
+    answers = Answers(EMPTY)
+    answers.body_seconds = 9.0
+
+    async def scenario() -> None:
+        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
+        budget = RequestBudget(1, 30)
+        connector = Connector(platform, Credentials("C", "A", "t"), budget, Tally(portfolio="north"))
+        await connector.call(ENTERPRISES, REQUEST)
+        await connector.call(ENTERPRISES, REQUEST)
+        assert budget.used == 1
+
+    run_virtually(scenario)
+    assert answers.times[1] - answers.times[0] == pytest.approx(30, abs=0.01)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
