@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
@@ -416,8 +417,11 @@ def _as_it_is(page: Page) -> Page:
 
 
 async def _send(stream: MemoryObjectSendStream[Delivery], delivery: Delivery) -> None:
+    # `send` gives way to other tasks each time, even where there is room. But whoever cancels us closes the stream
+    # next, which is no fault of ours to tell.
+    await anyio.lowlevel.checkpoint_if_cancelled()
     try:
-        stream.send_nowait(delivery)  # `send` gives way to other tasks each time, even where there is room
+        stream.send_nowait(delivery)
     except anyio.WouldBlock:
         await stream.send(delivery)
 

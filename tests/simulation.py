@@ -82,7 +82,9 @@ class VirtualTransport:
             raise TransportError("timeout", "no answer")
         await anyio.sleep(delay / 2)
         if response.delivery not in ("lost", "reset"):
-            heard(response.status)
+            heard(response.status, response.headers)
+        if room is not None and brings_page(response.status):
+            await anyio.sleep(self._latency.draw(self._chance) / 2)  # the body takes its time
         if response.delivery in ("lost", "reset", "truncated"):
             raise TransportError("broken", "the connection broke")
         if response.headers.get("Content-Encoding") == "gzip":
@@ -271,7 +273,7 @@ class Story:
                     sink=sink,
                     full=self.chance.random() < 0.1,
                     transport=self.transport,
-                    offload=_inline,
+                    offload=inline,
                     chance=self.chance,
                 ) as job:
                     report = await self._run_job(job, sink, trouble)
@@ -408,7 +410,7 @@ def _faults(chance: random.Random) -> Faults:
     return Faults(strikes, conditions)
 
 
-async def _inline(function: Callable[..., T], *arguments: Any) -> T:
+async def inline(function: Callable[..., T], *arguments: Any) -> T:
     """Like the sink's thread: what was begun is done, whoever is cancelled meanwhile, and others go on beside it."""
     try:
         return function(*arguments)

@@ -203,13 +203,14 @@ class Connector:
 
     async def _post(self, path: str, body: bytes, slot: Slot, room: anyio.Semaphore | None) -> Reply:
         circuit = self.platform.circuit
-        settled = False
+        begun: tuple[int, Mapping[str, str]] | None = None
 
-        def heard(status: int) -> None:
+        def heard(status: int, headers: Mapping[str, str]) -> None:
             # The request arrived before its answer began; how long the body takes, or waits for room, is no matter.
-            nonlocal settled
-            settled = True
+            nonlocal begun
+            begun = status, headers
             if status == 429:
+                self._tally.throttled += 1
                 slot.refused()
             else:
                 slot.answered()
@@ -217,19 +218,23 @@ class Connector:
         try:
             reply = await self.platform.transport.post(path, body, heard, room)
         except TransportError as error:
-            if not settled:
+            if begun is None:
                 slot.unsent() if error.kind == "unsent" else slot.broken()
-            if error.kind in ("unsent", "broken", "timeout"):
+                circuit.failed()
+            elif begun[0] >= 500:
                 circuit.failed()
             else:
                 circuit.alive()
-            raise _AgainError(_unanswered(path, error), heavy=error.kind == "timeout") from None
+            failure = _unanswered(path, error)
+            if begun is not None and begun[0] == 429:  # its body is no matter, and it has to be heeded
+                raise _AgainError(failure, throttled=True, retry_after=_retry_after(begun[1])) from None
+            raise _AgainError(failure, heavy=error.kind == "timeout") from None
         except BaseException:  # cancelled, too: it may have left
-            if not settled:
+            if begun is None:
                 slot.broken()
             raise
-        if reply.status == 429:
-            self._tally.throttled += 1
+        if begun is None:  # a transport that only gives whole answers
+            heard(reply.status, reply.headers)
         if reply.status >= 500:
             circuit.failed()
         else:
@@ -324,7 +329,9 @@ def _translate(path: str, reply: Reply) -> Exception:
     facts = _Facts(status=status, request_id=_clean(reply.headers.get("Request-Id")))
     detail = _detail(reply)
     if status == 429:
-        return _AgainError(UnavailableError(path, detail, **facts), throttled=True, retry_after=_retry_after(reply))
+        return _AgainError(
+            UnavailableError(path, detail, **facts), throttled=True, retry_after=_retry_after(reply.headers)
+        )
     if status >= 500:
         return _AgainError(UnavailableError(path, detail, **facts))
     if status in (408, 413):
@@ -356,13 +363,13 @@ def _clean(text: str | None) -> str | None:
     return re.sub(r"[0-9A-Fa-f]{28,}(-[0-9A-Fa-f]{8,})*", "(redacted)", line) or None
 
 
-def _retry_after(reply: Reply) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by the Retry-After header; `None` if it is absent, cannot be read, or not in the future."""
-    text = (reply.headers.get("Retry-After") or "").strip()
+    text = (headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d{1,12}(\.\d+)?", text):
         seconds = float(text)
     elif (until := parse_http_date(text)) is not None:
-        now = parse_http_date(reply.headers.get("Date"))
+        now = parse_http_date(headers.get("Date"))
         if now is None:
             return None
         seconds = (until - now).total_seconds()

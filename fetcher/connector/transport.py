@@ -45,7 +45,7 @@ class TransportError(Exception):
         self.detail = detail
 
 
-Heard = Callable[[int], None]
+Heard = Callable[[int, Mapping[str, str]], None]
 
 
 class Transport(Protocol):
@@ -57,7 +57,7 @@ class Transport(Protocol):
         Args:
             path: below the connector's root.
             body: JSON.
-            heard: called once an answer begins, before its body is received, with its status.
+            heard: called once an answer begins, before its body is received, with its status and headers.
             room: acquired once an answer that `brings_page` begins, before its body is received, for the caller to
                 release; `None`: there is always room.
 
@@ -123,7 +123,7 @@ class HttpTransport:
             async with asyncio.timeout(self._seconds):
                 response = await self._session.post(self._root + path, data=body, allow_redirects=False)
             async with response:
-                heard(response.status)
+                heard(response.status, response.headers)
                 if room is not None and brings_page(response.status):
                     await room.acquire()  # however long that takes: it is not the platform that we wait for
                     held = True

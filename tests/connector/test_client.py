@@ -24,7 +24,7 @@ from fetcher.connector.operations import (
     OrdersRequest,
     ServicesRequest,
 )
-from fetcher.connector.transport import Heard, Reply
+from fetcher.connector.transport import Heard, Reply, TransportError
 from fetcher.errors import DataError, FetcherError, InvalidRequestError, TooHeavyError, UnavailableError
 from fetcher.progress import Tally
 from tests.virtual import run_virtually
@@ -47,7 +47,7 @@ class Answers:
         self.times.append(anyio.current_time())
         self.bodies.append(body)
         answer = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        heard(answer.status)
+        heard(answer.status, answer.headers)
         await anyio.sleep(self.body_seconds)
         return answer
 
@@ -109,6 +109,75 @@ def test_a_slot_is_free_a_window_after_the_answer_began_however_long_its_body_ta
 
     run_virtually(scenario)
     assert answers.times[1] - answers.times[0] == pytest.approx(30, abs=0.01)
+
+
+class BreaksOff(Answers):
+    """Begins each answer, and breaks off after the second that its body takes; the last one is whole."""
+
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        last = len(self.replies) == 1
+        answer = await super().post(path, body, heard, room)
+        if not last:
+            raise TransportError("broken", "the connection broke")
+        return answer
+
+
+@pytest.mark.parametrize(("status", "throttled"), [(200, 0), (429, 1), (503, 0)])
+def test_an_answer_that_breaks_off_has_settled_its_slot_when_it_began(status: int, throttled: int) -> None:
+    answers = BreaksOff(reply(status, Retry_After="40"), EMPTY)
+    answers.body_seconds = 1.0
+    tally = Tally(portfolio="north")
+
+    async def scenario() -> None:
+        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
+        budget = RequestBudget(1, 30)
+        connector = Connector(platform, Credentials("C", "A", "t"), budget, tally)
+        await connector.call(ENTERPRISES, REQUEST)
+        assert budget.used == 1
+        await anyio.sleep(29.1)
+        assert budget.used == 0
+
+    run_virtually(scenario)
+    # A slot is free 30 seconds after the headers; what a 429 asked for is heeded, though its body is missing.
+    assert answers.times[1] - answers.times[0] == pytest.approx(41 if throttled else 30, abs=0.01)
+    assert tally.throttled == throttled
+
+
+def test_a_call_that_is_cancelled_while_its_answer_comes_gives_its_slot_back_once() -> None:
+    answers = Answers(EMPTY)
+    answers.body_seconds = 9.0
+
+    async def scenario() -> None:
+        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
+        budget = RequestBudget(2, 30)
+        connector = Connector(platform, Credentials("C", "A", "t"), budget, Tally(portfolio="north"))
+        with anyio.move_on_after(5):
+            await connector.call(ENTERPRISES, REQUEST)
+        assert budget.used == 1
+        await anyio.sleep(26)
+        assert budget.used == 0
+
+    run_virtually(scenario)
+
+
+class Whole(Answers):
+    """A transport that only gives whole answers."""
+
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        return await super().post(path, body, lambda _status, _headers: None, room)
+
+
+def test_a_transport_that_tells_no_beginning_gives_its_slots_back_too() -> None:
+    answers = Whole(EMPTY)
+
+    async def scenario() -> None:
+        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
+        connector = Connector(platform, Credentials("C", "A", "t"), RequestBudget(2, 30), Tally(portfolio="north"))
+        for _ in range(5):
+            await connector.call(ENTERPRISES, REQUEST)
+
+    run_virtually(scenario)
+    assert len(answers.times) == 5
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
