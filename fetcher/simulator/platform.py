@@ -99,6 +99,15 @@ class Stats(msgspec.Struct):
     changes: int = 0
 
 
+class _Query(msgspec.Struct):
+    """What a query found while its portfolio had changed so often, and pages of it as they were sent."""
+
+    changes: int
+    found: Found
+    pages: dict[tuple[int, int], bytes] = {}
+    """By place of the first order, and number of orders."""
+
+
 class SimulatedPlatform:
     """Answers requests about a world.
 
@@ -107,16 +116,22 @@ class SimulatedPlatform:
         behaviour: what the contract leaves open.
         faults: what goes wrong; may be set anew at any time.
         seed: of the faults and changes.
+        keep_bytes: memory for pages as they were sent, for measuring: who asks for the same ones again and again
+            should not wait for them to be made, nor share a processor with that.
     """
 
-    _PAGES = 96
+    _QUERIES = 96
     """Queries whose results are kept: concurrent walks ask for the same ones page after page."""
-    _RENDERED_BYTES = 768 * 2**20
-    """Of pages that are kept as they were sent: who measures asks for the same ones again and again."""
 
     def __init__(
-        self, world: World, behaviour: Behaviour | None = None, faults: Faults | None = None, seed: int = 0
+        self,
+        world: World,
+        behaviour: Behaviour | None = None,
+        faults: Faults | None = None,
+        seed: int = 0,
+        keep_bytes: int = 0,
     ) -> None:
+        self._keep_bytes = keep_bytes
         self.world = world
         self.behaviour = behaviour or Behaviour()
         self.faults = faults or Faults()
@@ -125,9 +140,8 @@ class SimulatedPlatform:
         self._windows = {
             token: SlidingWindow(self.behaviour.requests, self.behaviour.per_seconds) for token in world.portfolios
         }
-        self._found: OrderedDict[tuple[object, ...], tuple[int, Found]] = OrderedDict()
-        self._rendered: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()  # by query, first order and count
-        self._rendered_bytes = 0
+        self._found: OrderedDict[tuple[object, ...], _Query] = OrderedDict()
+        self._kept_bytes = 0
         self._services: dict[bytes, list[int]] = {}
         self._cursors: dict[str, int] = {}  # by order id: the key at which it was given out as a cursor
         self._heavy: Counter[bytes] = Counter()
@@ -329,7 +343,8 @@ class SimulatedPlatform:
         check_states(call.states)
         interval = read_interval(call.updated_utc, "UpdatedUtc")
         services = self._services_of(bytes(call.service_ids), portfolio)
-        found = self._query(bytes(call.service_ids), services, interval, call.states, portfolio)
+        query = self._query(bytes(call.service_ids), services, interval, call.states, portfolio)
+        found = query.found
         count = call.limitation.count
         self._check_weight(found, services, interval, count)
         first = 0 if call.limitation.cursor is None else self._after(call, found, services, interval, fault)
@@ -341,7 +356,7 @@ class SimulatedPlatform:
         self.stats.portfolios[portfolio.name].pages += 1
         self.stats.portfolios[portfolio.name].orders += len(numbers)
         if fault is None and not self.faults.condition("unknown"):
-            return self._render((found.serial, first, count), numbers, cursor)
+            return self._render(query, first, numbers, cursor)
         bodies = [self.world.bodies[number] for number in numbers]
         if fault in ("twice", "outside", "unasked", "type"):
             self._spoil(fault, bodies, services)
@@ -353,17 +368,20 @@ class SimulatedPlatform:
             page = page.replace(b'{"Id":"', b'{"LoyaltyTier":{"Name":"gold","Points":[1,2]},"Id":"')
         return page
 
-    def _render(self, key: tuple[int, int, int], numbers: Sequence[int], cursor: str) -> bytes:
-        """The page of these orders; rendered at most once while there is room to keep it."""
-        page = self._rendered.get(key)
+    def _render(self, query: _Query, first: int, numbers: Sequence[int], cursor: str) -> bytes:
+        """The page of these orders, `first` and those that follow; kept with its query while there is room."""
+        page = query.pages.get((first, len(numbers)))
         if page is None:
-            page = self._rendered[key] = _orders([self.world.bodies[number] for number in numbers], cursor)
-            self._rendered_bytes += len(page)
-            while self._rendered_bytes > self._RENDERED_BYTES:
-                self._rendered_bytes -= len(self._rendered.popitem(last=False)[1])
-        else:
-            self._rendered.move_to_end(key)
+            page = _orders([self.world.bodies[number] for number in numbers], cursor)
+            if self._kept_bytes + len(page) <= self._keep_bytes:
+                query.pages[first, len(numbers)] = page
+                self._kept_bytes += len(page)
         return page
+
+    def _forget(self, key: tuple[object, ...]) -> None:
+        query = self._found.pop(key, None)
+        if query is not None:
+            self._kept_bytes -= sum(map(len, query.pages.values()))
 
     def _services_of(self, raw: bytes, portfolio: Portfolio) -> list[int]:
         key = portfolio.access_token.encode() + raw
@@ -400,12 +418,12 @@ class SimulatedPlatform:
         interval: tuple[datetime, datetime] | None,
         states: Sequence[str] | None,
         portfolio: Portfolio,
-    ) -> Found:
+    ) -> _Query:
         key = (portfolio.name, raw, interval, None if states is None else tuple(states))
         known = self._found.get(key)
-        if known is not None and known[0] == portfolio.changes:
+        if known is not None and known.changes == portfolio.changes:
             self._found.move_to_end(key)
-            return known[1]
+            return known
         found = self.world.query(
             services,
             None if interval is None else micros(interval[0]),
@@ -414,10 +432,11 @@ class SimulatedPlatform:
             states=states,
             by_creation=self.behaviour.by_creation,
         )
-        self._found[key] = (portfolio.changes, found)
-        if len(self._found) > self._PAGES:
-            self._found.popitem(last=False)
-        return found
+        self._forget(key)
+        query = self._found[key] = _Query(portfolio.changes, found)
+        if len(self._found) > self._QUERIES:
+            self._forget(next(iter(self._found)))
+        return query
 
     def _check_weight(
         self, found: Found, services: Sequence[int], interval: tuple[datetime, datetime] | None, count: int

@@ -39,6 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     faults: Faults = Faults()
     requests: int = 200
     per_seconds: float = 30.0
+    keep_mebibytes: int = 0
 
 
 class Simulator(msgspec.Struct, frozen=True):
@@ -142,7 +143,7 @@ def config_text(platform: SimulatedPlatform, address: str, sink: str) -> str:
 def make_platform(options: Options) -> SimulatedPlatform:
     """A platform with a world of its own, whose newest orders are of now."""
     world = World(options.seed, options.size, int(time.time() * MICROS))
-    return SimulatedPlatform(world, options.behaviour, options.faults, options.seed)
+    return SimulatedPlatform(world, options.behaviour, options.faults, options.seed, options.keep_mebibytes * 2**20)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,6 +198,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         latency=Latency(parsed.latency / 1000, parsed.jitter),
         compress=not parsed.plain,
         faults=parse_faults(parsed.faults),
+        keep_mebibytes=parsed.keep,
     )
 
 
@@ -212,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--years", type=float, default=size.years)
     parser.add_argument("--latency", type=float, default=0.0, help="milliseconds")
     parser.add_argument("--jitter", type=float, default=0.0, help="0 to 1: share of the latency")
+    parser.add_argument("--keep", type=int, default=0, help="mebibytes of pages kept as they were sent, for measuring")
     parser.add_argument("--faults", default="", help="kind=number,...")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--per-seconds", type=float, default=30.0)

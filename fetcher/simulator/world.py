@@ -13,7 +13,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import count as counting
 
 import msgspec
 
@@ -80,8 +79,6 @@ class Portfolio(msgspec.Struct):
 class Found(msgspec.Struct, frozen=True):
     """What a query matches, newest first."""
 
-    serial: int
-    """Another one for each query."""
     numbers: Sequence[int]
     keys: Sequence[int]
     """By which it is sorted: microseconds since 1970, of the update or the creation."""
@@ -112,7 +109,6 @@ class World:
         self.created = array("q")
         self._service = array("l")
         self._state = bytearray()
-        self._queries = counting()
         self._by_update: dict[str, tuple[array[int], array[int]]] = {}  # by enterprise: update times, order numbers
         self._mix = self._chance.getrandbits(48) | 1
         self._unmix = pow(self._mix, -1, 1 << 48)
@@ -161,7 +157,7 @@ class World:
             numbers.sort()
             numbers.sort(key=times.__getitem__)
         numbers.reverse()
-        return Found(next(self._queries), numbers, [times[number] for number in numbers])
+        return Found(numbers, [times[number] for number in numbers])
 
     def order_id(self, number: int) -> str:
         """The id of the order with that number."""
