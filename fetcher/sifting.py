@@ -2,7 +2,7 @@
 
 The platform may read an interval with or without its end, so an order on an edge comes in one window or in two; it is
 kept in the window that begins there, and only there (promises P1 and P2). What the platform should not have sent, it
-is told apart from, and counted.
+is told apart from, and counted; but for what is twice in one page: keyed sinks need not know, appending ones find out.
 """
 
 from __future__ import annotations

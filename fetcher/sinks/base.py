@@ -27,6 +27,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     enterprise_ids: Mapping[str, str]
     """The enterprise of each service, by service id (the platform names no enterprise in an order)."""
     orders: list[ProductServiceOrder]
+    """As sent; a platform with a fault may send one twice."""
     body: bytes
     """The whole response as it came, decompressed."""
     skipped: frozenset[int] = frozenset()

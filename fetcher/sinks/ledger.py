@@ -174,12 +174,13 @@ class Ledger:
         of_page: set[bytes] = set()
         for position, (id_, updated) in enumerate(versions.read()):
             digest = version_digest(id_, updated)
-            known = digest in of_page
+            twin = digest in of_page
             of_page.add(digest)
-            known = (self._indexed and not self._add_to("version (digest) VALUES (?)", digest)) or known
-            if updated >= recent_from:
-                known = not self._add_to("recent (version, updated) VALUES (?, ?)", digest, updated) or known
-            if not known:
+            indexed = self._indexed and not self._add_to("version (digest) VALUES (?)", digest)
+            recent = updated >= recent_from and not self._add_to(
+                "recent (version, updated) VALUES (?, ?)", digest, updated
+            )
+            if not (twin or indexed or recent):
                 new.append(position)
             count += 1
         return None if len(new) == count else new
@@ -296,7 +297,7 @@ def translated(url: str) -> Generator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cause = "the disk is full" if full else f"it cannot be written ({error.strerror})"
+        cause = "the disk is full" if full else f"it cannot be written ({error.strerror or error})"
         cure = "Make room" if full else "Mend that, or name another place"
         raise SinkError(url, cause, f"{cure}; what was committed is safe, and the next run goes on from it") from error
     except sqlite3.Error as error:
