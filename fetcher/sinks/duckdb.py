@@ -27,7 +27,7 @@ try:
     import pyarrow as pa
 
     from fetcher.sinks.database import PROGRESS, TABLE, ColumnTypes, columns, definition, difference
-    from fetcher.sinks.table import SCHEMA, require_uuids, to_record_batch
+    from fetcher.sinks.table import POOL, SCHEMA, require_uuids, to_record_batch
 except ImportError as missing:
     raise MissingExtraError("duckdb:", "duckdb") from missing
 
@@ -90,7 +90,7 @@ class DuckdbSink(Sink):
                 _roll_back(db)
                 raise
         del table
-        pa.default_memory_pool().release_unused()  # or it keeps another batch's worth
+        POOL.release_unused()  # or it keeps another batch's worth
         return new
 
     def finish(self) -> None:

@@ -69,7 +69,7 @@ class JsonlSink(Sink):
         codec: how it is compressed.
     """
 
-    batch_rows = 50_000  # each waits for the disk, while the next is prepared
+    batch_rows = 40_000  # each waits for the disk, while the next is prepared
 
     def __init__(self, url: str, path: Path, codec: _Codec) -> None:
         super().__init__(url)

@@ -11,8 +11,10 @@ and what is not recorded is removed.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -38,7 +40,7 @@ try:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from fetcher.sinks.table import SCHEMA, to_record_batch
+    from fetcher.sinks.table import POOL, SCHEMA, to_record_batch
 except ImportError as missing:
     raise MissingExtraError("parquet:", "parquet") from missing
 
@@ -119,7 +121,7 @@ class ParquetSink(Sink):
                 self._parts += 1
                 self._reveal(name)
         del table, selected
-        pa.default_memory_pool().release_unused()  # or it keeps another batch's worth
+        POOL.release_unused()  # or it keeps another batch's worth
         return rows
 
     def holdings(self) -> Holdings:
@@ -140,7 +142,7 @@ class ParquetSink(Sink):
 
     def _write(self, table: pa.Table, name: str) -> None:
         # A file of Arrow's own: Python's would take the interpreter's lock, and wait for it, at each write.
-        with pa.OSFile(str(self._hidden(name)), "wb") as file:
+        with pa.OSFile(os.fsencode(self._hidden(name)), "wb") as file, _pool_of_everybody(POOL):
             pq.write_table(
                 table,
                 file,
@@ -149,7 +151,7 @@ class ParquetSink(Sink):
                 compression_level=1,
                 use_dictionary=_DICTIONARIES,  # pyright: ignore[reportArgumentType] a list is documented, and inferred as a flag
             )
-        sync_file(self._hidden(name))
+            sync_file(self._hidden(name))  # while it is open: what the disk reports is not lost
         sync_folder(self._folder)
 
     def _reveal(self, name: str) -> None:
@@ -184,6 +186,17 @@ class ParquetSink(Sink):
             with pq.ParquetFile(self._folder / name) as part:
                 for batch in part.iter_batches(65_536, columns=["id", "updated_utc"]):
                     yield from (version_digest(*version) for version in _versions(batch))
+
+
+@contextmanager
+def _pool_of_everybody(pool: pa.MemoryPool) -> Generator[None]:
+    """Have Arrow take its memory from `pool`: part of the writer's cannot be told otherwise where to get it from."""
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def _versions(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:

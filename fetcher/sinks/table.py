@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -71,6 +72,9 @@ ID_COLUMNS = (
 )
 """Columns that a database keeps as UUIDs."""
 
+POOL = pa.system_memory_pool()
+"""Where columns are kept: Arrow's own allocators hold on to a fifth more, batch after batch, and are no faster here."""
+
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LONGEST_TIME = len("2023-01-31T23:59:59.123456Z")
 _PAGE = 1000
@@ -78,6 +82,9 @@ _ID_LENGTH = 36
 # Where each id begins in the joined text of a page: always the same, and slower to make than the text.
 _OFFSETS = pa.array(range(0, _ID_LENGTH * (_PAGE + 1), _ID_LENGTH), pa.int32()).buffers()[1]
 _OFFSET_BYTES = _OFFSETS.to_pybytes()
+
+
+_array = partial(pa.array, memory_pool=POOL)
 
 
 def to_record_batch(page: Page) -> pa.RecordBatch:
@@ -96,28 +103,28 @@ def to_record_batch(page: Page) -> pa.RecordBatch:
             _ids([order.id for order in orders]),
             _ids(services),
             _ids([order.account_id for order in orders]),
-            pa.array([order.account_type for order in orders], _TEXT),
+            _array([order.account_type for order in orders], _TEXT),
             _ids([order.creator_profile_id for order in orders]),
             _ids([order.updater_profile_id for order in orders]),
-            pa.array([order.booker_id for order in orders], _TEXT),
-            pa.array([order.number for order in orders], _TEXT),
-            pa.array([order.state for order in orders], _TEXT),
-            pa.array([order.origin for order in orders], _TEXT),
-            pa.array([order.commander_origin for order in orders], _TEXT),
-            pa.array([order.origin_details for order in orders], _TEXT),
+            _array([order.booker_id for order in orders], _TEXT),
+            _array([order.number for order in orders], _TEXT),
+            _array([order.state for order in orders], _TEXT),
+            _array([order.origin for order in orders], _TEXT),
+            _array([order.commander_origin for order in orders], _TEXT),
+            _array([order.origin_details for order in orders], _TEXT),
             _times([order.created_utc for order in orders]),
             _times([order.updated_utc for order in orders]),
             _times([order.cancelled_utc for order in orders]),
-            pa.array([order.voucher_id for order in orders], _TEXT),
-            pa.array([order.business_segment_id for order in orders], _TEXT),
-            pa.array([order.linked_reservation_id for order in orders], _TEXT),
-            pa.array([option.owner_checked_in for option in options], _FLAG),
-            pa.array([option.all_companions_checked_in for option in options], _FLAG),
-            pa.array([option.any_companion_checked_in for option in options], _FLAG),
-            pa.array([option.connector_check_in for option in options], _FLAG),
-            pa.repeat(pa.scalar(page.portfolio, _TEXT), len(orders)),
+            _array([order.voucher_id for order in orders], _TEXT),
+            _array([order.business_segment_id for order in orders], _TEXT),
+            _array([order.linked_reservation_id for order in orders], _TEXT),
+            _array([option.owner_checked_in for option in options], _FLAG),
+            _array([option.all_companions_checked_in for option in options], _FLAG),
+            _array([option.any_companion_checked_in for option in options], _FLAG),
+            _array([option.connector_check_in for option in options], _FLAG),
+            pa.repeat(pa.scalar(page.portfolio, _TEXT), len(orders), POOL),
             _enterprises(services, page.enterprise_ids),
-            pa.repeat(pa.scalar(page.fetched_utc, _TIME), len(orders)),
+            pa.repeat(pa.scalar(page.fetched_utc, _TIME), len(orders), POOL),
         ]
     except (AttributeError, TypeError, ValueError, OverflowError) as exc:  # Arrow's are two of these
         for order in orders:
@@ -178,7 +185,7 @@ def _ids(values: list[str]) -> pa.Array:
     """A column of ids. Where all have the length of a UUID, as is usual, one join makes the buffer."""
     text = "".join(values)
     if len(values) > _PAGE or not text.isascii() or set(map(len, values)) != {_ID_LENGTH}:
-        return pa.array(values, _TEXT)
+        return _array(values, _TEXT)
     return pa.StringArray.from_buffers(len(values), _OFFSETS, pa.py_buffer(text.encode()))
 
 
@@ -187,8 +194,8 @@ def _enterprises(services: list[str], enterprise_ids: Mapping[str, str]) -> pa.A
     different = set(services)
     names = {enterprise_ids.get(service) for service in different}
     if len(names) == 1:
-        return pa.repeat(pa.scalar(names.pop(), _TEXT), len(services))
-    return pa.array(map(enterprise_ids.get, services), _TEXT)
+        return pa.repeat(pa.scalar(names.pop(), _TEXT), len(services), POOL)
+    return _array(map(enterprise_ids.get, services), _TEXT)
 
 
 def _times(values: Sequence[str | None]) -> pa.Array:
@@ -203,9 +210,9 @@ def _times(values: Sequence[str | None]) -> pa.Array:
             for value in values
         ]
     try:
-        return pa.array(values, _TEXT).cast(_TIME)
+        return _array(values, _TEXT).cast(_TIME, memory_pool=POOL)
     except pa.ArrowInvalid:
-        return pa.array([None if value is None else parse_utc(value) for value in values], _TIME)
+        return _array([None if value is None else parse_utc(value) for value in values], _TIME)
 
 
 def _check(order: ProductServiceOrder, cause: Exception) -> None:
