@@ -76,9 +76,8 @@ class Writer:
     """A page waits no longer than this to become durable, however slowly its batch fills."""
     BATCH_BYTES = 64 * 2**20
     """A batch takes no more memory than this, however large its orders are."""
-    AHEAD = 0.6
-    """Of a batch that may be there while the one before is committed: with half, walks wait for commits that take a
-    little longer than that to fill; with all, memory does."""
+    AHEAD_BYTES = 16 * 2**20
+    """As much of the next batch may be there while one is committed: with less, walks wait for it; more is memory."""
 
     def __init__(self, sink: Sink, offload: Offload, forget_before: Callable[[], str | None]) -> None:
         self._sink = sink
@@ -101,7 +100,7 @@ class Writer:
         try:
             async with anyio.create_task_group() as commits:
                 while await self._take_next(receive):
-                    if self._rows >= self._sink.batch_rows * self.AHEAD:
+                    if self._bytes >= self.AHEAD_BYTES:
                         await self._turn.acquire()
                         self._turn.release()
                     if self._full():
