@@ -60,13 +60,17 @@ def reply(status: int, body: bytes = b"", **headers: str) -> Reply:
 EMPTY = reply(200, b'{"Enterprises":[],"Cursor":null}')
 
 
+def connected(answers: Answers, budget: RequestBudget, tally: Tally | None = None) -> Connector:
+    """A connector to these answers; within a running loop."""
+    platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
+    return Connector(platform, Credentials("C-SECRET", "A-SECRET", "t"), budget, tally or Tally(portfolio="north"))
+
+
 def call(answers: Answers, operation: Any = ENTERPRISES, request: Any = REQUEST) -> tuple[Any, Tally]:
     tally = Tally(portfolio="north")
 
     async def scenario() -> Any:
-        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
-        connector = Connector(platform, Credentials("C-SECRET", "A-SECRET", "t"), RequestBudget(200, 0.05), tally)
-        return await connector.call(operation, request)
+        return await connected(answers, RequestBudget(200, 0.05), tally).call(operation, request)
 
     return run_virtually(scenario), tally
 
@@ -100,9 +104,8 @@ def test_a_slot_is_free_a_window_after_the_answer_began_however_long_its_body_ta
     answers.body_seconds = 9.0
 
     async def scenario() -> None:
-        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
         budget = RequestBudget(1, 30)
-        connector = Connector(platform, Credentials("C", "A", "t"), budget, Tally(portfolio="north"))
+        connector = connected(answers, budget)
         await connector.call(ENTERPRISES, REQUEST)
         await connector.call(ENTERPRISES, REQUEST)
         assert budget.used == 1
@@ -129,9 +132,8 @@ def test_an_answer_that_breaks_off_has_settled_its_slot_when_it_began(status: in
     tally = Tally(portfolio="north")
 
     async def scenario() -> None:
-        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
         budget = RequestBudget(1, 30)
-        connector = Connector(platform, Credentials("C", "A", "t"), budget, tally)
+        connector = connected(answers, budget, tally)
         await connector.call(ENTERPRISES, REQUEST)
         assert budget.used == 1
         await anyio.sleep(29.1)
@@ -148,9 +150,8 @@ def test_a_call_that_is_cancelled_while_its_answer_comes_gives_its_slot_back_onc
     answers.body_seconds = 9.0
 
     async def scenario() -> None:
-        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
         budget = RequestBudget(2, 30)
-        connector = Connector(platform, Credentials("C", "A", "t"), budget, Tally(portfolio="north"))
+        connector = connected(answers, budget)
         with anyio.move_on_after(5):
             await connector.call(ENTERPRISES, REQUEST)
         assert budget.used == 1
@@ -171,8 +172,7 @@ def test_a_transport_that_tells_no_beginning_gives_its_slots_back_too() -> None:
     answers = Whole(EMPTY)
 
     async def scenario() -> None:
-        platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
-        connector = Connector(platform, Credentials("C", "A", "t"), RequestBudget(2, 30), Tally(portfolio="north"))
+        connector = connected(answers, RequestBudget(2, 30))
         for _ in range(5):
             await connector.call(ENTERPRISES, REQUEST)
 
