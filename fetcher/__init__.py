@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from fetcher.config import Config, load_config
 from fetcher.connector.types import OrderOptions, ProductServiceOrder
+from fetcher.crew import processes_for
 from fetcher.errors import (
     AccessDeniedError,
     BadResponseError,
@@ -89,7 +90,8 @@ async def run(config: str | Path | Config, *, full: bool = False) -> Report:
     What failed at the platform raises nothing: see the report's `complete` and `failed`.
     """
     settings = _config(config)
-    async with Job(settings, sink=make_sink(settings.sink_url), full=full) as job:
+    processes = processes_for(settings)
+    async with Job(settings, sink=make_sink(settings.sink_url), full=full, processes=processes) as job:
         return await job.run()
 
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from fetcher.checkpoint import PortfolioStatus, describe
 from fetcher.config import Config, check_config, load_config, parse_instant
 from fetcher.connector.types import utc_text
+from fetcher.crew import processes_for
 from fetcher.errors import ConfigError, FetcherError, PlatformError, SinkError
 from fetcher.job import Job, PortfolioPlan
 from fetcher.progress import Report
@@ -342,7 +343,7 @@ def _load(config: Config, sink: Sink, *, full: bool = False, quiet: bool = False
     _log_to(console, quiet=quiet)
 
     async def load() -> Report:
-        async with Job(config, sink=sink, full=full) as job:
+        async with Job(config, sink=sink, full=full, processes=processes_for(config)) as job:
             _stop_on_signals(job)
             try:
                 async with View(lambda: job.tallies, console, quiet=quiet):

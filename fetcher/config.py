@@ -1,7 +1,8 @@
 """`config.toml` as values: decoded once, checked whole, secrets resolved late.
 
 The rules that cannot be broken: a mistake names the place, the cause and the cure, and no message or repr shows a
-value that might be a token. Tokens leave a `Token` only through `Secret.reveal`, where a request is signed.
+value that might be a token. Tokens leave a `Token` only through `Secret.reveal`: where a request is signed, and on the
+way to another process of ours.
 """
 
 from __future__ import annotations
@@ -161,6 +162,8 @@ class LimitsConfig(_Section, frozen=True, kw_only=True):
     """How fast this process opens requests, all portfolios together."""
     outage_minutes: NotNegative = 15.0
     """How long a platform that is down is waited for."""
+    processes: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
+    """How many processes load, each some of the access tokens; `None`: as many as the limits can keep busy."""
 
 
 class SinkConfig(_Section, frozen=True, kw_only=True):
@@ -227,6 +230,39 @@ def make_config(document: Mapping[str, Any], folder: Path | None = None) -> Conf
     except msgspec.ValidationError as error:
         raise _mistake(str(error)) from None
     return check_config(_beside(config, folder) if folder is not None else config)
+
+
+def resolved(config: Config) -> Config:
+    """`config` with every token as its text, wherever it was to be had.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    platform, portfolios = config.platform, config.portfolios
+    client_token = platform.client_token.resolve("platform.client_token")
+    return msgspec.structs.replace(
+        config,
+        platform=msgspec.structs.replace(platform, client_token=Token(client_token.reveal())),
+        portfolios=[
+            msgspec.structs.replace(
+                portfolio,
+                access_token=Token(
+                    portfolio.access_token.resolve(f"portfolios.{portfolio.name}.access_token").reveal()
+                ),
+            )
+            for portfolio in portfolios
+        ],
+    )
+
+
+def to_wire(config: Config) -> bytes:
+    """A resolved configuration with its tokens in the clear: for another process of ours, and for nothing else."""
+    return msgspec.json.encode(config, enc_hook=_encode_token)
+
+
+def from_wire(data: bytes) -> Config:
+    """What `to_wire` was given."""
+    return msgspec.json.decode(data, type=Config, dec_hook=_decode_token)
 
 
 def check_config(config: Config) -> Config:
@@ -346,6 +382,12 @@ def _decode_token(kind: type[T], value: Any) -> T:
     if kind is Token and (isinstance(value, str) or _is_table_of_text(value)):
         return cast(T, Token(value))
     raise ValueError
+
+
+def _encode_token(value: Any) -> str:
+    if isinstance(value, Token):
+        return value.resolve("token").reveal()
+    raise NotImplementedError
 
 
 def _is_table_of_text(value: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -19,6 +19,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from fetcher.checkpoint import Checkpoint, Position, RunRecord
+from fetcher.claims import Claims
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
 from fetcher.connector.operations import (
@@ -73,7 +74,7 @@ class PortfolioLoad:
             the page is in the processor's cache: with another thread for it, jobs took a third to a half longer,
             waiting for the interpreter's lock and for memory.
         full: whether to read everything again, whatever is covered.
-        claimed: services that a portfolio of this run loads, by id; shared by all loads of the run.
+        claims: which portfolio loads what several see; shared by all loads of the run.
         room: for pages in memory; shared likewise.
     """
 
@@ -100,7 +101,7 @@ class PortfolioLoad:
         encode: Encode,
         *,
         full: bool,
-        claimed: dict[str, str],
+        claims: Claims,
         room: anyio.Semaphore,
     ) -> None:
         self._config = config
@@ -111,7 +112,7 @@ class PortfolioLoad:
         self._send = send
         self._encode = encode
         self._full = full
-        self._claimed = claimed
+        self._claims = claims
         self._room = room
         self._operation = OrdersOperation()
         self._queue: deque[Item] = deque()
@@ -175,11 +176,8 @@ class PortfolioLoad:
             self._tally.failed.append(
                 Failure(portfolio=self._portfolio.name, error=f"{id_}: {error}", request_id=error.request_id)
             )
-        services = tuple(
-            service
-            for service in found.services
-            if self._claimed.setdefault(service.id, self._portfolio.name) == self._portfolio.name
-        )
+        ours = await self._claims.claim(self._portfolio.name, [service.id for service in found.services])
+        services = tuple(service for service in found.services if service.id in ours)
         if len(services) < len(found.services):
             others = len(found.services) - len(services)
             log.warning("%s: %d services are loaded by another portfolio", self._portfolio.name, others)
@@ -481,27 +479,32 @@ class PortfolioLoad:
             self._tally.oddities[kind] = self._tally.oddities.get(kind, 0) + count
         if len(self._tally.unknown_properties) < len(self._operation.unknown):
             self._report_unknown()
-        note = partial(self._note, item, step.shard, step.position)
+        accept = partial(self._accept_page, item, step.shard, step.position)
         try:
             page = self._encode(step.page)
             del step
-            await self._send(Delivery(checkpoint=self._checkpoint, tally=self._tally, page=page, accepted=note))
+            await self._send(Delivery(portfolio=self._portfolio.name, page=page, accept=accept))
         except BaseException:  # cancelled, too: nobody else will make room
             self._room.release()
             raise
 
-    def _note(self, item: Item, shard: Shard, position: Position | None) -> None:
+    def _accept_page(self, item: Item, shard: Shard, position: Position | None) -> Mapping[str, str | None]:
         self._room.release()
-        if item.closing:
-            return
-        if position is None:
-            self._checkpoint.finish(shard)
-        else:
-            self._checkpoint.advance(shard, position)
+        if not item.closing:
+            if position is None:
+                self._checkpoint.finish(shard)
+            else:
+                self._checkpoint.advance(shard, position)
+        return self._checkpoint.take_changes()
 
     async def _deliver_news(self, note: Callable[[], None]) -> None:
         """Have something noted in the checkpoint after all that was delivered before."""
-        await self._send(Delivery(checkpoint=self._checkpoint, tally=self._tally, page=None, accepted=note))
+        accept = partial(self._accept_news, note)
+        await self._send(Delivery(portfolio=self._portfolio.name, page=None, accept=accept))
+
+    def _accept_news(self, note: Callable[[], None]) -> Mapping[str, str | None]:
+        note()
+        return self._checkpoint.take_changes()
 
     def _report_unknown(self) -> None:
         for name in self._operation.unknown[len(self._tally.unknown_properties) :]:

@@ -1,23 +1,22 @@
 """From walks to the sink: collects pages into batches, and commits rows and progress together.
 
-The rule that cannot be broken: what a page stands for is noted in its portfolio's checkpoint only when the page is in
-the batch, and in the order in which its walk delivered; a batch is committed with exactly what was noted since the
-last one (promise P3).
+The rule that cannot be broken: what a page stands for is noted only when the page is in the batch, and in the order in
+which its walk delivered; a batch is committed with exactly what was noted since the last one (promise P3).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.errors import first_error
 from fetcher.progress import Tally
 from fetcher.sinks.base import Batch, EncodedPage, Page, Sink
@@ -28,12 +27,22 @@ T = TypeVar("T")
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """A page on its way to whoever takes it, or news that has to keep its place between pages."""
 
-    checkpoint: Checkpoint
-    tally: Tally
+    portfolio: str
     page: EncodedPage | Page | None
     """Encoded by the sink, if there is one."""
-    accepted: Callable[[], None]
-    """Notes in the checkpoint what it stands for, and makes room for another page. To be called once."""
+    accept: Callable[[], Mapping[str, str | None]]
+    """Makes room for another page; returns the portfolio's records that change with this page and with what went
+    before it, to be committed with it. To be called once, by whoever takes the page."""
+
+
+async def deliver(stream: MemoryObjectSendStream[Delivery], delivery: Delivery) -> None:
+    """Send it, without giving way to other tasks where there is room, which `send` always does."""
+    # Whoever cancels us closes the stream next, which is no fault of ours to tell.
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    try:
+        stream.send_nowait(delivery)
+    except anyio.WouldBlock:
+        await stream.send(delivery)
 
 
 class Offload(Protocol):
@@ -70,6 +79,7 @@ class Writer:
         sink: opened, and used through `offload` alone.
         offload: runs the sink's methods.
         forget_before: asked at the end, for the last batch's `forget_before`.
+        tallies: by portfolio, where it tells what was committed.
     """
 
     COMMIT_SECONDS = 20.0
@@ -79,13 +89,15 @@ class Writer:
     AHEAD_BYTES = 16 * 2**20
     """As much of the next batch may be there while one is committed: with less, walks wait for it; more is memory."""
 
-    def __init__(self, sink: Sink, offload: Offload, forget_before: Callable[[], str | None]) -> None:
+    def __init__(
+        self, sink: Sink, offload: Offload, forget_before: Callable[[], str | None], tallies: Mapping[str, Tally]
+    ) -> None:
         self._sink = sink
         self._offload = offload
         self._forget_before = forget_before
+        self._tallies = tallies
         self._pages: list[EncodedPage] = []
-        self._tallies: dict[str, Tally] = {}
-        self._checkpoints: dict[str, Checkpoint] = {}
+        self._progress: dict[str, str | None] = {}
         self._rows = 0
         self._bytes = 0
         self._due: float | None = None
@@ -112,19 +124,15 @@ class Writer:
     async def _hand_over(self, commits: TaskGroup, forget_before: Callable[[], str | None] | None = None) -> None:
         """Have what was collected made durable, with the progress that it stands for, after what came before it."""
         await self._turn.acquire()
-        progress: dict[str, str | None] = {}
-        for checkpoint in self._checkpoints.values():
-            progress.update(checkpoint.take_changes())
-        pages, tallies = self._pages, self._tallies
-        self._pages, self._tallies, self._rows, self._bytes, self._due = [], {}, 0, 0, None
+        pages, progress = self._pages, self._progress
+        self._pages, self._progress, self._rows, self._bytes, self._due = [], {}, 0, 0, None
         batch = Batch(pages=pages, progress=progress, forget_before=forget_before and forget_before())
-        commits.start_soon(self._commit, batch, list(tallies.values()))
+        commits.start_soon(self._commit, batch)
 
-    async def _commit(self, batch: Batch, tallies: Sequence[Tally]) -> None:
+    async def _commit(self, batch: Batch) -> None:
         if batch.pages or batch.progress:
-            new = await self._offload(self._sink.commit, batch)
-            for tally in tallies:
-                tally.committed += new.get(tally.portfolio, 0)
+            for portfolio, new in (await self._offload(self._sink.commit, batch)).items():
+                self._tallies[portfolio].committed += new
         # After a failure nobody has a turn any more: what comes later stands on what was not committed.
         self._turn.release()
 
@@ -145,15 +153,10 @@ class Writer:
         return True
 
     def _take(self, delivery: Delivery) -> None:
-        self._checkpoints[delivery.checkpoint.portfolio] = delivery.checkpoint
         if isinstance(delivery.page, EncodedPage):
-            self._add(delivery.tally, delivery.page)
-        delivery.accepted()
+            self._pages.append(delivery.page)
+            self._rows += delivery.page.rows
+            self._bytes += delivery.page.size
+        self._progress.update(delivery.accept())
         if self._due is None:
             self._due = anyio.current_time() + self.COMMIT_SECONDS
-
-    def _add(self, tally: Tally, page: EncodedPage) -> None:
-        self._pages.append(page)
-        self._rows += page.rows
-        self._bytes += page.size
-        self._tallies[tally.portfolio] = tally

@@ -27,7 +27,7 @@ try:
     import pyarrow as pa
 
     from fetcher.sinks.database import PROGRESS, TABLE, ColumnTypes, columns, definition, difference
-    from fetcher.sinks.table import POOL, SCHEMA, require_uuids, to_record_batch
+    from fetcher.sinks.table import POOL, SCHEMA, Columns, require_uuids, to_record_batch
 except ImportError as missing:
     raise MissingExtraError("duckdb:", "duckdb") from missing
 
@@ -72,14 +72,14 @@ class DuckdbSink(Sink):
         """The page as an Arrow record batch."""
         batch = to_record_batch(page)
         require_uuids(batch)
-        return EncodedPage(portfolio=page.portfolio, rows=batch.num_rows, size=batch.nbytes, payload=batch)
+        return EncodedPage(portfolio=page.portfolio, rows=batch.num_rows, size=batch.nbytes, payload=Columns(batch))
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
         if self._db is None:
             raise RuntimeError("the sink is used before it was opened")
         db = self._db
-        table = pa.Table.from_batches([page.payload for page in batch.pages if page.rows], SCHEMA)
+        table = pa.Table.from_batches([page.payload.batch for page in batch.pages if page.rows], SCHEMA)
         with self._translated():
             db.execute("BEGIN")
             try:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any, BinaryIO
 
 import msgspec
@@ -38,25 +39,35 @@ from fetcher.sinks.lines import lines_of
 
 log = logging.getLogger("fetcher")
 
+Text = bytes | bytearray | memoryview
+
 
 class _Lines(msgspec.Struct, frozen=True):
     """A page as lines, each with its end."""
 
-    text: bytes | bytearray
+    text: Text
     versions: Versions
 
-    def only(self, positions: list[int] | None) -> bytes | bytearray:
+    def __reduce__(self) -> tuple[type[_Lines], tuple[PickleBuffer, Versions]]:
+        """For another process: the text beside the pickle, not in it."""
+        return _Lines, (PickleBuffer(self.text), self.versions)
+
+    def read(self) -> Iterable[tuple[str, str]]:
+        """Each order's id and `UpdatedUtc`."""
+        return map(_version, bytes(self.text).splitlines())
+
+    def only(self, positions: list[int] | None) -> Text:
         """The lines at these positions; `None`: all."""
         if positions is None:
             return self.text
-        lines = self.text.splitlines(keepends=True)
+        lines = bytes(self.text).splitlines(keepends=True)
         return b"".join([lines[position] for position in positions])
 
 
 class _Codec(msgspec.Struct, frozen=True):
     """How a batch is compressed, and how a file of such batches is read."""
 
-    compress: Callable[[Sequence[bytes | bytearray]], Sequence[bytes | bytearray]]
+    compress: Callable[[Sequence[Text]], Sequence[Text]]
     read: Callable[[Path], AbstractContextManager[Iterable[bytes]]]
 
 
@@ -123,7 +134,7 @@ class JsonlSink(Sink):
             raise RuntimeError("the sink is used before it was opened")
         rows: Counter[str] = Counter()
         newest: dict[str, str] = {}
-        texts: list[bytes | bytearray] = []
+        texts: list[Text] = []
         with translated(self.url):
             try:
                 with self._ledger.recording(page.payload.versions for page in batch.pages):
@@ -149,15 +160,15 @@ class JsonlSink(Sink):
             self._file = None
         self._ledger.close()
 
-    def _select(self, page: EncodedPage, texts: list[bytes | bytearray], newest: dict[str, str]) -> int:
+    def _select(self, page: EncodedPage, texts: list[Text], newest: dict[str, str]) -> int:
         """Add a page's new lines to `texts`; returns how many there are."""
         lines: _Lines = page.payload
-        new = self._ledger.unseen(lines.versions)
+        new = self._ledger.unseen(lines.versions, lines.read)
         texts.append(lines.only(new))
         newest[page.portfolio] = max(newest.get(page.portfolio, ""), lines.versions.latest)
         return page.rows if new is None else len(new)
 
-    def _append(self, file: FileIO, texts: list[bytes | bytearray]) -> int:
+    def _append(self, file: FileIO, texts: list[Text]) -> int:
         """Write and sync; returns the file's new length."""
         if not any(texts):
             return self._length
@@ -219,7 +230,7 @@ class StdoutSink(Sink):
             with self._ledger.recording(()):
                 for page in batch.pages:
                     lines: _Lines = page.payload
-                    new = self._ledger.unseen(lines.versions)
+                    new = self._ledger.unseen(lines.versions, lines.read)
                     out.write(lines.only(new))
                     rows[page.portfolio] += page.rows if new is None else len(new)
             out.flush()
@@ -236,7 +247,7 @@ class StdoutSink(Sink):
 
 def _encoded(page: Page) -> EncodedPage:
     text = lines_of(page)
-    payload = _Lines(text, versions_of(page, lambda: map(_version, text.splitlines())))
+    payload = _Lines(text, versions_of(page))
     return EncodedPage(portfolio=page.portfolio, rows=len(page.orders), size=len(text), payload=payload)
 
 

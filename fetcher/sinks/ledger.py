@@ -45,10 +45,8 @@ CREATE INDEX recent_updated ON recent (updated);
 
 
 class Versions(msgspec.Struct, frozen=True):
-    """The versions of one page's orders."""
+    """What is known of the versions of one page's orders without looking at each."""
 
-    read: Callable[[], Iterable[tuple[str, str]]]
-    """Gives each order's id and `UpdatedUtc`; seldom needed."""
     latest: str
     """The latest `UpdatedUtc`; empty if there is none."""
     settled: str
@@ -57,10 +55,10 @@ class Versions(msgspec.Struct, frozen=True):
     """Whether an id is there more than once."""
 
 
-def versions_of(page: Page, read: Callable[[], Iterable[tuple[str, str]]]) -> Versions:
-    """The versions of a page; `read` gives them again from the page's encoded form."""
+def versions_of(page: Page) -> Versions:
+    """What is known of a page's versions."""
     twins = len({order.id for order in page.orders}) < len(page.orders)
-    return Versions(read, page.latest, page.settled, page.repeats, twins)
+    return Versions(page.latest, page.settled, page.repeats, twins)
 
 
 def version_digest(order_id: str, updated: str) -> bytes:
@@ -163,8 +161,13 @@ class Ledger:
                 self.db.execute("ROLLBACK")
             raise
 
-    def unseen(self, versions: Versions) -> list[int] | None:
-        """Which orders of a page are new, by position; `None`: all. Remembers them. Within `recording`."""
+    def unseen(self, versions: Versions, read: Callable[[], Iterable[tuple[str, str]]]) -> list[int] | None:
+        """Which orders of a page are new, by position; `None`: all. Remembers them. Within `recording`.
+
+        Args:
+            versions: what is known of them.
+            read: gives each order's id and `UpdatedUtc`; seldom needed.
+        """
         # Earlier runs remembered from another time on than this one does.
         recent_from = versions.settled if self._recent_from is None else min(versions.settled, self._recent_from)
         if versions.latest < recent_from and not self._indexed and not versions.twins:
@@ -172,7 +175,7 @@ class Ledger:
         new: list[int] = []
         count = 0
         of_page: set[bytes] = set()
-        for position, (id_, updated) in enumerate(versions.read()):
+        for position, (id_, updated) in enumerate(read()):
             digest = version_digest(id_, updated)
             twin = digest in of_page
             of_page.add(digest)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ try:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from fetcher.sinks.table import POOL, SCHEMA, to_record_batch
+    from fetcher.sinks.table import POOL, SCHEMA, Columns, to_record_batch
 except ImportError as missing:
     raise MissingExtraError("parquet:", "parquet") from missing
 
@@ -58,8 +58,12 @@ _DICTIONARIES = [
 
 
 class _Rows(msgspec.Struct, frozen=True):
-    batch: pa.RecordBatch
+    columns: Columns
     versions: Versions
+
+    def read(self) -> Iterable[tuple[str, str]]:
+        """Each order's id and `UpdatedUtc`."""
+        return _versions(self.columns.batch)
 
 
 class ParquetSink(Sink):
@@ -101,7 +105,7 @@ class ParquetSink(Sink):
     def encode(self, page: Page) -> EncodedPage:
         """The page as an Arrow record batch."""
         batch = to_record_batch(page)
-        payload = _Rows(batch, versions_of(page, lambda: _versions(batch)))
+        payload = _Rows(Columns(batch), versions_of(page))
         return EncodedPage(portfolio=page.portfolio, rows=batch.num_rows, size=batch.nbytes, payload=payload)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
@@ -134,8 +138,8 @@ class ParquetSink(Sink):
 
     def _select(self, page: EncodedPage, rows: Counter[str], newest: dict[str, str]) -> pa.RecordBatch:
         payload: _Rows = page.payload
-        new = self._ledger.unseen(payload.versions)
-        batch = payload.batch if new is None else payload.batch.take(pa.array(new, pa.int64()))
+        new = self._ledger.unseen(payload.versions, payload.read)
+        batch = payload.columns.batch if new is None else payload.columns.batch.take(pa.array(new, pa.int64()))
         rows[page.portfolio] += batch.num_rows
         newest[page.portfolio] = max(newest.get(page.portfolio, ""), payload.versions.latest)
         return batch

@@ -1,0 +1,208 @@
+"""Every portfolio's load side by side, in this process: what they share, and one of everything that each has alone.
+
+    portfolio's load ─▶ walks ─┐
+    portfolio's load ─▶ walks ─┼─▶ stream
+    portfolio's load ─▶ walks ─┘
+
+They share the transport, the room for pages, and the claims; each token has its budget.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from types import TracebackType
+
+import anyio
+from anyio.streams.memory import MemoryObjectSendStream
+
+from fetcher.checkpoint import Checkpoint, owners_of
+from fetcher.claims import Claims, FirstCome
+from fetcher.config import Config, PortfolioConfig
+from fetcher.connector.budget import RequestBudget
+from fetcher.connector.client import Connector, Credentials, Platform
+from fetcher.connector.slots import slot_file, state_folder
+from fetcher.connector.transport import HttpTransport, Transport
+from fetcher.load import Encode, PortfolioLoad, Send
+from fetcher.progress import Tally
+from fetcher.sinks.base import Page, Progress
+from fetcher.writer import Delivery, deliver
+
+log = logging.getLogger("fetcher")
+
+
+class Portfolios:
+    """The portfolios of a configuration, ready to be loaded. An async context manager, for one use.
+
+    Args:
+        config: what to load, and how.
+        full: read everything again, whatever is covered.
+        claims: which portfolio loads what several see; `None`: nobody else is asked.
+        transport: how to reach the platform; `None`: over HTTP.
+        chance: where jitter comes from.
+    """
+
+    ROOM = 8
+    """Pages being received at once. More do not come faster, and each takes memory that is no longer in any cache."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        full: bool = False,
+        claims: Claims | None = None,
+        transport: Transport | None = None,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._config = config
+        self._full = full
+        self._claims = claims or FirstCome()
+        self._transport = transport
+        self._chance = chance or random.Random()  # noqa: S311 jitter, no secret
+        self._exits = AsyncExitStack()
+        self._connectors: dict[str, Connector] = {}
+        self._tallies = {portfolio.name: Tally(portfolio=portfolio.name) for portfolio in config.portfolios}
+        self._loads: list[PortfolioLoad] = []
+        self._walks = anyio.CancelScope()
+        self._stopped = False
+        self._room = anyio.Semaphore(self.ROOM, fast_acquire=True)
+
+    async def __aenter__(self) -> Portfolios:
+        try:
+            await self._connect()
+        except BaseException:  # cancelled, too: who fails to enter is not exited
+            await self._exits.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exits.__aexit__(kind, error, trace)
+
+    @property
+    def tallies(self) -> Mapping[str, Tally]:
+        """By portfolio, what it has done so far, as of now."""
+        for name, connector in self._connectors.items():
+            tally = self._tallies[name]
+            tally.budget_used = connector.budget.used
+            tally.budget_limit = connector.budget.share
+            tally.note = connector.platform.circuit.describe(connector.platform.clock)
+            if tally.note is None and (pause := connector.budget.paused_seconds) >= 0.5:
+                tally.note = f"paused by the platform for {pause:.0f} s"
+        return self._tallies
+
+    @property
+    def settled(self) -> list[str | None]:
+        """Of each load, see `PortfolioLoad.settled`."""
+        return [load.settled for load in self._loads]
+
+    def stop(self) -> None:
+        """End the loads soon, and in order: no more requests. May be called twice."""
+        self._stopped = True
+        self._walks.cancel()
+
+    def cancel(self) -> None:
+        """End the walks at once, and say nothing of it to whoever takes the pages."""
+        self._walks.cancel()
+
+    async def load(self, send: MemoryObjectSendStream[Delivery], encode: Encode, records: Progress) -> None:
+        """Load them all: what they deliver goes to `send`, which is closed in the end.
+
+        Args:
+            send: takes what they load.
+            encode: see `PortfolioLoad`.
+            records: the progress that the sink holds.
+        """
+        owners = owners_of(records)
+        async with send:
+            with self._walks:
+                if self._stopped:
+                    self._walks.cancel()
+                async with anyio.create_task_group() as group:
+                    for portfolio in self._config.portfolios:
+                        checkpoint = self.checkpoint(portfolio, records, owners)
+                        load = self._prepare(portfolio, checkpoint, partial(deliver, send), encode, self._claims)
+                        self._loads.append(load)
+                        group.start_soon(load.run)
+            with suppress(anyio.BrokenResourceError):  # whoever took the pages has left
+                for load in self._loads if self._stopped else ():
+                    await load.interrupt()
+
+    def checkpoint(
+        self, portfolio: PortfolioConfig, records: Progress, owners: Mapping[str, Collection[str]]
+    ) -> Checkpoint:
+        """What the records say of a portfolio."""
+        return Checkpoint(portfolio.name, self._config.orders.states, records, owners)
+
+    def prospect(self, portfolio: PortfolioConfig, checkpoint: Checkpoint) -> PortfolioLoad:
+        """A portfolio's load that is to be planned, and not run; it claims nothing."""
+        return self._prepare(portfolio, checkpoint, _nowhere, as_it_is, FirstCome())
+
+    def _prepare(
+        self, portfolio: PortfolioConfig, checkpoint: Checkpoint, send: Send, encode: Encode, claims: Claims
+    ) -> PortfolioLoad:
+        return PortfolioLoad(
+            self._config,
+            portfolio,
+            self._connectors[portfolio.name],
+            checkpoint,
+            self._tallies[portfolio.name],
+            send,
+            encode,
+            full=self._full,
+            claims=claims,
+            room=self._room,
+        )
+
+    async def _connect(self) -> None:
+        tokens = {
+            portfolio.name: portfolio.access_token.resolve(f"portfolios.{portfolio.name}.access_token").reveal()
+            for portfolio in self._config.portfolios
+        }
+        client_token = self._config.platform.client_token.resolve("platform.client_token").reveal()
+        limits = self._config.limits
+        transport = self._transport
+        if transport is None:
+            http = HttpTransport(
+                self._config.platform.address,
+                seconds=limits.request_seconds,
+                body_bytes=limits.body_mebibytes * 2**20,
+            )
+            transport = await self._exits.enter_async_context(http)
+        platform = Platform(
+            transport,
+            opens_per_second=limits.opens_per_second,
+            outage_seconds=limits.outage_minutes * 60,
+            chance=self._chance,
+        )
+        budgets: dict[str, RequestBudget] = {}  # by token: two portfolios may, by mistake, have the same
+        for name, token in tokens.items():
+            budget = budgets.get(token) or budgets.setdefault(token, self._budget(token))
+            credentials = Credentials(client_token, token, self._config.platform.client)
+            self._connectors[name] = Connector(platform, credentials, budget, self._tallies[name])
+
+    def _budget(self, token: str) -> RequestBudget:
+        limits = self._config.limits
+        memory = None
+        if self._transport is None:
+            address, longest = self._config.platform.address, limits.per_seconds + limits.request_seconds
+            memory = slot_file(state_folder(), address, token, slots=limits.requests, longest=longest)
+            if memory is None:
+                where = state_folder() or "the home folder"
+                log.warning("what this process sends cannot be remembered for the next: %s is not writable", where)
+            else:
+                self._exits.callback(memory.close)
+        return RequestBudget(limits.requests, limits.per_seconds, arrival_seconds=limits.request_seconds, memory=memory)
+
+
+def as_it_is(page: Page) -> Page:
+    """The encoding of those who take the pages themselves."""
+    return page
+
+
+async def _nowhere(_delivery: Delivery) -> None:
+    """Where nothing is loaded, nothing is delivered."""

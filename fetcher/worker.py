@@ -1,0 +1,154 @@
+"""A process that loads some of a run's portfolios: it walks, decodes and encodes; the run alone has the sink.
+
+It is told what to do over a socket that it has from its parent, and ends when that is closed. Its budgets remember
+what was sent as those of any process do, so it may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from importlib.util import find_spec
+
+import anyio
+
+from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, Start, Stop, Told
+from fetcher.config import from_wire
+from fetcher.portfolios import Portfolios
+from fetcher.sinks import EncodedPage, make_sink
+from fetcher.writer import Delivery
+
+TELL_SECONDS = 0.25
+ABANDONED = 1
+"""The exit code when the run is gone: nobody is there to take anything, or to be told."""
+BUFFER = 4
+"""Encoded pages that wait for the socket."""
+
+
+class RemoteClaims:
+    """Asks the run, which knows what the other workers' portfolios have claimed."""
+
+    def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
+        self._send = send
+        self._asked: deque[asyncio.Future[frozenset[str]]] = deque()
+        self._lock = asyncio.Lock()
+
+    async def claim(self, portfolio: str, service_ids: Iterable[str]) -> frozenset[str]:
+        """See `Claims`."""
+        answer: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
+        async with self._lock:  # asked in the order in which the answers are expected
+            self._asked.append(answer)
+            await self._send(Claim(portfolio, list(service_ids)))
+        return await answer
+
+    def granted(self, service_ids: frozenset[str]) -> None:
+        """The run has answered."""
+        answer = self._asked.popleft()
+        if not answer.done():
+            answer.set_result(service_ids)
+
+
+class Lines(logging.Handler):
+    """Log lines that are to be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one record."""
+        self._lines.append((record.levelno, record.getMessage()))
+
+    def take(self) -> list[tuple[int, str]]:
+        """Those since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+
+class Worker:
+    """Loads what its first message says, and tells of it.
+
+    Args:
+        channel: to the run.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._claims = RemoteClaims(self._send)
+        # Held from when a page is accepted until it is sent: what is told never runs ahead of what was sent.
+        self._order = asyncio.Lock()
+        self._lines = Lines()
+
+    async def run(self) -> None:
+        """Do it."""
+        start = await self._channel.receive()
+        if not isinstance(start, Start):  # the run ended before it began
+            return
+        logger = logging.getLogger("fetcher")
+        logger.handlers = [self._lines]
+        logger.setLevel(start.log_level)
+        config = from_wire(start.config)
+        encode = make_sink(config.sink_url).encode
+        async with Portfolios(config, full=start.full, claims=self._claims) as portfolios:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._listen, portfolios)
+                group.start_soon(self._keep_telling, portfolios)
+                send, receive = anyio.create_memory_object_stream[Delivery](BUFFER)
+                group.start_soon(portfolios.load, send, encode, start.records)
+                with receive:
+                    async for delivery in receive:
+                        await self._pass_on(delivery)
+                group.cancel_scope.cancel()
+            await self._tell(portfolios)
+            await self._send(End(portfolios.settled))
+
+    async def _listen(self, portfolios: Portfolios) -> None:
+        while (message := await self._channel.receive()) is not None:
+            if isinstance(message, Granted):
+                self._claims.granted(message.service_ids)
+            elif isinstance(message, Stop):
+                portfolios.stop()
+        os._exit(ABANDONED)
+
+    async def _pass_on(self, delivery: Delivery) -> None:
+        page = delivery.page if isinstance(delivery.page, EncodedPage) else None
+        async with self._order:
+            await self._send(Parcel(delivery.portfolio, page, delivery.accept()))
+
+    async def _keep_telling(self, portfolios: Portfolios) -> None:
+        while True:
+            await self._tell(portfolios)
+            await anyio.sleep(TELL_SECONDS)
+
+    async def _tell(self, portfolios: Portfolios) -> None:
+        async with self._order:
+            await self._send(Told(list(portfolios.tallies.values()), self._lines.take()))
+
+    async def _send(self, message: Message) -> None:
+        try:
+            await self._channel.send(message)
+        except OSError:
+            os._exit(ABANDONED)
+
+
+def main() -> None:
+    """Work for the process that holds the other end of the socket whose descriptor is the only argument."""
+    # What a terminal or a service manager sends to all processes is for the run, which then tells us.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    end = socket.socket(fileno=int(sys.argv[1]))
+
+    async def work() -> None:
+        await Worker(Channel(end)).run()
+
+    anyio.run(work, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # the `speed` extra
+
+
+if __name__ == "__main__":
+    main()
