@@ -13,8 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from io import FileIO
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any, BinaryIO
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from fetcher.errors import ConfigError, MissingExtraError, SinkError
+from fetcher.sinks.append import AppendFile, Text
 from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
 from fetcher.sinks.ledger import (
     Ledger,
@@ -38,8 +38,6 @@ from fetcher.sinks.ledger import (
 from fetcher.sinks.lines import lines_of
 
 log = logging.getLogger("fetcher")
-
-Text = bytes | bytearray | memoryview
 
 
 class _Lines(msgspec.Struct, frozen=True):
@@ -80,7 +78,7 @@ class JsonlSink(Sink):
         codec: how it is compressed.
     """
 
-    batch_rows = 40_000  # each waits for the disk, while the next is prepared
+    batch_rows = 20_000  # each waits for the disk, while the next is prepared
 
     def __init__(self, url: str, path: Path, codec: _Codec) -> None:
         super().__init__(url)
@@ -88,8 +86,7 @@ class JsonlSink(Sink):
         self._codec = codec
         self._ledger_path = path.with_name(f".{path.name}.fetcher")
         self._ledger = Ledger(url, self._ledger_path, self._scan)
-        self._file: FileIO | None = None
-        self._length = 0
+        self._file: AppendFile | None = None
 
     def probe(self) -> None:
         """See `Sink.probe`."""
@@ -111,15 +108,12 @@ class JsonlSink(Sink):
             if created and progress:
                 log.warning("%s: the file is gone, so everything is loaded anew", self.url)
                 progress = self._ledger.start_over()
-            self._length = int(self._ledger.fact("length") or 0)
-            self._file = self._path.open("wb" if created else "r+b", buffering=0)
-            size = self._file.seek(0, os.SEEK_END)
-            if size < self._length:
-                cause = f"the file is shorter ({size} bytes) than what was committed ({self._length})"
+            length = int(self._ledger.fact("length") or 0)
+            self._file = AppendFile(self._path, length)
+            if self._file.size < length:
+                cause = f"the file is shorter ({self._file.size} bytes) than what was committed ({length})"
                 cure = f"Restore it, or remove it together with {self._ledger_path.name} to start over"
                 raise SinkError(self.url, cause, cure)
-            self._file.truncate(self._length)
-            self._file.seek(self._length)
             if created:
                 sync_folder(self._path.parent)
         return progress
@@ -130,8 +124,10 @@ class JsonlSink(Sink):
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
-        if self._file is None:
+        file = self._file
+        if file is None:
             raise RuntimeError("the sink is used before it was opened")
+        length = file.length
         rows: Counter[str] = Counter()
         newest: dict[str, str] = {}
         texts: list[Text] = []
@@ -140,13 +136,14 @@ class JsonlSink(Sink):
                 with self._ledger.recording(page.payload.versions for page in batch.pages):
                     for page in batch.pages:
                         rows[page.portfolio] += self._select(page, texts, newest)
-                    length = self._append(self._file, texts)
-                    self._ledger.set_fact("length", str(length))
+                    if any(texts):
+                        file.append(self._codec.compress(texts))
+                    self._ledger.set_fact("length", str(file.length))
                     self._ledger.record(batch, rows, newest)
             except BaseException:
-                self._file.seek(self._length)
+                with suppress(OSError):  # when it is opened the next time, it is cut again
+                    file.cut(length)
                 raise
-            self._length = length
         return rows
 
     def holdings(self) -> Holdings:
@@ -167,22 +164,6 @@ class JsonlSink(Sink):
         texts.append(lines.only(new))
         newest[page.portfolio] = max(newest.get(page.portfolio, ""), lines.versions.latest)
         return page.rows if new is None else len(new)
-
-    def _append(self, file: FileIO, texts: list[Text]) -> int:
-        """Write and sync; returns the file's new length."""
-        if not any(texts):
-            return self._length
-        pieces = [memoryview(piece) for piece in self._codec.compress(texts)]
-        length = self._length + sum(map(len, pieces))
-        while pieces:
-            # One call for many pages: after each, this thread has to wait for the interpreter again.
-            written = os.writev(file.fileno(), pieces[:_MOST_PIECES])
-            while pieces and written >= len(pieces[0]):
-                written -= len(pieces.pop(0))
-            if written:
-                pieces[0] = pieces[0][written:]
-        os.fsync(file.fileno())
-        return length
 
     def _check_origin(self) -> None:
         if self._path.is_dir():
@@ -274,10 +255,6 @@ _VERSION = msgspec.json.Decoder(_VersionLine)
 def _version(line: bytes | bytearray) -> tuple[str, str]:
     version = _VERSION.decode(line)
     return version.id, version.updated
-
-
-_MOST_PIECES = 512
-"""Half of what POSIX systems take in one call."""
 
 
 def _plain() -> _Codec:
