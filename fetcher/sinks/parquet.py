@@ -40,7 +40,7 @@ try:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from fetcher.sinks.table import POOL, SCHEMA, Columns, to_record_batch
+    from fetcher.sinks.table import ID_COLUMNS, POOL, SCHEMA, Columns, to_record_batch
 except ImportError as missing:
     raise MissingExtraError("parquet:", "parquet") from missing
 
@@ -55,6 +55,9 @@ _DICTIONARIES = [
     "portfolio",
 ]
 """Columns of few values: a dictionary for ids that are all different costs time and space."""
+
+_STATISTICS = [field.name for field in SCHEMA if field.name not in ID_COLUMNS or field.name in _DICTIONARIES]
+"""Columns whose least and greatest value may let a reader skip a part: those of random ids never do."""
 
 
 class _Rows(msgspec.Struct, frozen=True):
@@ -153,6 +156,7 @@ class ParquetSink(Sink):
                 row_group_size=max(1, table.num_rows),
                 compression="zstd",
                 compression_level=1,
+                write_statistics=_STATISTICS,  # pyright: ignore[reportArgumentType] likewise
                 use_dictionary=_DICTIONARIES,  # pyright: ignore[reportArgumentType] a list is documented, and inferred as a flag
             )
             sync_file(self._hidden(name))  # while it is open: what the disk reports is not lost
