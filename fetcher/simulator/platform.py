@@ -100,12 +100,10 @@ class Stats(msgspec.Struct):
 
 
 class _Query(msgspec.Struct):
-    """What a query found while its portfolio had changed so often, and pages of it as they were sent."""
+    """What a query found while its portfolio had changed so often."""
 
     changes: int
     found: Found
-    pages: dict[tuple[int, int], bytes] = {}
-    """By place of the first order, and number of orders."""
 
 
 class SimulatedPlatform:
@@ -141,6 +139,7 @@ class SimulatedPlatform:
             token: SlidingWindow(self.behaviour.requests, self.behaviour.per_seconds) for token in world.portfolios
         }
         self._found: OrderedDict[tuple[object, ...], _Query] = OrderedDict()
+        self._kept: dict[tuple[str, int, tuple[int, ...]], bytes] = {}  # whatever query they were sent for
         self._kept_bytes = 0
         self._services: dict[bytes, list[int]] = {}
         self._cursors: dict[str, int] = {}  # by order id: the key at which it was given out as a cursor
@@ -356,7 +355,7 @@ class SimulatedPlatform:
         self.stats.portfolios[portfolio.name].pages += 1
         self.stats.portfolios[portfolio.name].orders += len(numbers)
         if fault is None and not self.faults.condition("unknown"):
-            return self._render(query, first, numbers, cursor)
+            return self._render(portfolio, numbers, cursor)
         bodies = [self.world.bodies[number] for number in numbers]
         if fault in ("twice", "outside", "unasked", "type"):
             self._spoil(fault, bodies, services)
@@ -368,20 +367,18 @@ class SimulatedPlatform:
             page = page.replace(b'{"Id":"', b'{"LoyaltyTier":{"Name":"gold","Points":[1,2]},"Id":"')
         return page
 
-    def _render(self, query: _Query, first: int, numbers: Sequence[int], cursor: str) -> bytes:
-        """The page of these orders, `first` and those that follow; kept with its query while there is room."""
-        page = query.pages.get((first, len(numbers)))
+    def _render(self, portfolio: Portfolio, numbers: Sequence[int], cursor: str) -> bytes:
+        """The page of these orders; kept while there is room."""
+        if not self._keep_bytes:
+            return _orders([self.world.bodies[number] for number in numbers], cursor)
+        key = (portfolio.name, portfolio.changes, tuple(numbers))
+        page = self._kept.get(key)
         if page is None:
             page = _orders([self.world.bodies[number] for number in numbers], cursor)
             if self._kept_bytes + len(page) <= self._keep_bytes:
-                query.pages[first, len(numbers)] = page
+                self._kept[key] = page
                 self._kept_bytes += len(page)
         return page
-
-    def _forget(self, key: tuple[object, ...]) -> None:
-        query = self._found.pop(key, None)
-        if query is not None:
-            self._kept_bytes -= sum(map(len, query.pages.values()))
 
     def _services_of(self, raw: bytes, portfolio: Portfolio) -> list[int]:
         key = portfolio.access_token.encode() + raw
@@ -432,10 +429,10 @@ class SimulatedPlatform:
             states=states,
             by_creation=self.behaviour.by_creation,
         )
-        self._forget(key)
         query = self._found[key] = _Query(portfolio.changes, found)
+        self._found.move_to_end(key)
         if len(self._found) > self._QUERIES:
-            self._forget(next(iter(self._found)))
+            self._found.popitem(last=False)
         return query
 
     def _check_weight(

@@ -182,6 +182,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         services=parsed.services,
         orders=parsed.orders,
         years=parsed.years,
+        skew=parsed.skew,
     )
     behaviour = Behaviour(
         requests=parsed.requests,
@@ -212,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--services", type=int, default=size.services)
     parser.add_argument("--orders", type=int, default=size.orders)
     parser.add_argument("--years", type=float, default=size.years)
+    parser.add_argument("--skew", type=float, default=size.skew, help="how unequal enterprises are; 0: all alike")
     parser.add_argument("--latency", type=float, default=0.0, help="milliseconds")
     parser.add_argument("--jitter", type=float, default=0.0, help="0 to 1: share of the latency")
     parser.add_argument("--keep", type=int, default=0, help="mebibytes of pages kept as they were sent, for measuring")

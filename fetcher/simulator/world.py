@@ -56,6 +56,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     orders: int = 200_000
     years: float = 3.0
     """How far back the orders reach."""
+    skew: float = 1.15
+    """How unequal the enterprises are: the n-th has n ** -skew of the first one's services and orders; 0: all alike."""
 
 
 class Enterprise(msgspec.Struct):
@@ -267,7 +269,7 @@ class World:
 
     def _populate(self) -> None:
         chance, size = self._chance, self.size
-        shares = _zipf(size.enterprises, 1.15)
+        shares = _zipf(size.enterprises, size.skew)
         services = _portion(size.services, shares)
         orders = _portion(size.orders, shares)
         names = [f"portfolio-{number}" for number in range(1, size.portfolios + 1)]
