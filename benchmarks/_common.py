@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from fetcher.crew import processes_for
 from fetcher.job import Job
 from fetcher.progress import Report
 from fetcher.simulator import Simulator
@@ -50,12 +51,16 @@ def work_folder() -> Iterator[Path]:
 
 
 def load(simulator: Simulator, sink: Sink | str, **limits: object) -> tuple[Report, float]:
-    """Run the job into a sink; returns its report and how many seconds it took."""
+    """Run the job into a sink; returns its report and how many seconds it took.
+
+    Into a URL as its user would, in as many processes as that takes; into a sink that was made already, in this one.
+    """
     target = make_sink(sink) if isinstance(sink, str) else sink
     config = simulator.config(target.url, **{"requests": 100_000, **limits})
+    processes = processes_for(config) if isinstance(sink, str) else 1
 
     async def run() -> Report:
-        async with Job(config, sink=target) as job:
+        async with Job(config, sink=target, processes=processes) as job:
             return await job.run()
 
     started = time.perf_counter()

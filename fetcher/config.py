@@ -159,7 +159,7 @@ class LimitsConfig(_Section, frozen=True, kw_only=True):
     body_mebibytes: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     """How large an answer may be, decompressed."""
     opens_per_second: Positive = 1000.0
-    """How fast this process opens requests, all portfolios together."""
+    """How fast requests are opened, all portfolios together."""
     outage_minutes: NotNegative = 15.0
     """How long a platform that is down is waited for."""
     processes: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None

@@ -58,7 +58,8 @@ def survive(kind: str, seed: int, server: Server | None) -> int:
         }[kind]
         document = {**simulator.document, "sink": {"url": url}}
         document["orders"] = {**document["orders"], "settle_seconds": 4, "overlap_seconds": 3}  # type: ignore[dict-item]
-        document["limits"] = {"requests": 100_000, "page_size": 50, "walks": chance.choice([2, 8])}
+        limits = {"requests": 100_000, "page_size": 50, "walks": chance.choice([2, 8])}
+        document["limits"] = {**limits, "processes": chance.choice([1, 2])}
         (folder / "config.json").write_text(json.dumps(document))
         kills = sum(_kill(folder, chance) for _ in range(chance.randrange(4, 11)))
         simulator.set_faults("")

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import zstandard
 
 from fetcher.connector.operations import OrdersOperation
 from fetcher.errors import ConfigError, DataError, SinkError
-from fetcher.sinks import Batch, Page, Sink, make_sink
+from fetcher.sinks import Batch, EncodedPage, Page, Sink, make_sink
 from fetcher.sinks.jsonl import StdoutSink
 from tests.postgres import Server
 
@@ -221,6 +222,24 @@ def test_within_one_batch_what_came_before_a_repeat_is_known(case: Case) -> None
     assert commit(sink, page([order(9, "2023-01-01T00:00:00Z")], repeats=True)) == 0
     sink.close()
     assert len(case.rows()) == 6
+
+
+def test_pages_that_another_process_encoded_are_kept_like_ours(case: Case) -> None:
+    sink = case.opened()
+    pages = [
+        page([order(number, f"2024-01-01T00:00:{number:02}Z", BookerId=None) for number in range(50)]),
+        page([order(7, "2024-01-01T00:00:07Z"), order(51, "2024-01-01T00:00:51.1234567Z")]),
+        page([order(52, "2024-01-02T00:00:00Z"), order(52, "2024-01-02T00:00:00Z"), order(53, "2020-01-01T00:00:00Z")]),
+    ]
+    encoded: list[EncodedPage] = []
+    for one in pages:
+        parts: list[pickle.PickleBuffer] = []
+        data = pickle.dumps(sink.encode(one), protocol=5, buffer_callback=parts.append)
+        assert len(data) < 1000  # what is large goes beside it
+        encoded.append(pickle.loads(data, buffers=[bytearray(part.raw()) for part in parts]))
+    assert sum(sink.commit(Batch(pages=encoded, progress={})).values()) == 53
+    sink.close()
+    assert len(case.rows()) == 53
 
 
 def test_what_is_forgotten_takes_no_room(tmp_path: Path) -> None:

@@ -1,0 +1,316 @@
+"""A run of several processes: the same rows, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from socket import socketpair
+
+import anyio
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+import fetcher
+from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, pair
+from fetcher.claims import FirstCome
+from fetcher.config import Config, make_config, parse_instant
+from fetcher.crew import Crew, deal, processes_for
+from fetcher.errors import SinkError
+from fetcher.job import Job
+from fetcher.simulator import parse_faults
+from fetcher.sinks import Batch, EncodedPage, make_sink
+from fetcher.worker import RemoteClaims
+from tests.http import SMALL, Site, site
+from tests.sinks.test_sinks import order, page
+
+
+def config_of(tokens: list[str], **limits: object) -> Config:
+    return make_config(
+        {
+            "platform": {"address": "http://127.0.0.1:1", "client_token": "C"},
+            "portfolios": [{"name": f"p{number}", "access_token": token} for number, token in enumerate(tokens)],
+            "orders": {"updated_from": parse_instant("2024-01-01", "")},
+            "limits": limits,
+        }
+    )
+
+
+def ids_in(path: Path) -> list[str]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line)["Id"] for line in path.read_bytes().splitlines()]
+    if path.suffix == ".duckdb":
+        with duckdb.connect(path, read_only=True) as db:
+            return [id_ for (id_,) in db.execute("SELECT id::varchar FROM product_service_orders").fetchall()]
+    return pq.read_table(path, columns=["id"])["id"].to_pylist()
+
+
+@given(tokens=st.lists(st.sampled_from("ABCDEFGH"), min_size=1, max_size=20), processes=st.integers(1, 9))
+def test_each_token_is_one_process_s_and_no_process_has_none(tokens: list[str], processes: int) -> None:
+    config = config_of(tokens)
+    hands = deal(config, processes)
+    assert len(hands) == min(processes, len(set(tokens)))
+    dealt = [portfolio for hand in hands for portfolio in hand.portfolios]
+    assert sorted(portfolio.name for portfolio in dealt) == sorted(portfolio.name for portfolio in config.portfolios)
+    seen = [{portfolio.access_token.resolve("").reveal() for portfolio in hand.portfolios} for hand in hands]
+    assert all(seen)
+    assert sum(map(len, seen)) == len(set(tokens))
+    opens = sum(hand.limits.opens_per_second for hand in hands)
+    assert opens == pytest.approx(config.limits.opens_per_second)
+
+
+def test_there_are_as_many_processes_as_the_limits_keep_busy() -> None:
+    few, many = list("ABC"), [f"T{number}" for number in range(400)]
+    assert processes_for(config_of(few)) == 1  # 20 thousand orders a second at most
+    assert processes_for(config_of(few, processes=2)) == 2
+    assert processes_for(config_of(few, processes=8)) == 3
+    assert processes_for(config_of(["A"], requests=100_000)) == 1
+    assert processes_for(config_of(many, processes=1)) == 1
+    cores = processes_for(config_of(many, requests=100_000))
+    assert processes_for(config_of(many)) == min(cores, 27)  # 2.7 million orders a second
+
+
+def test_messages_arrive_whole_and_in_order_and_pages_stay_as_they_came() -> None:
+    async def check() -> None:
+        ours, theirs = pair()
+        other = Channel(theirs)
+        encode = make_sink("jsonl:none.jsonl").encode
+        sizes = [number * 7919 % 900 for number in range(150)]  # orders of a page; about 600 bytes each
+        pages = [encode(page([order(at, "2024-01-01T00:00:00Z") for at in range(size)])) for size in sizes]
+
+        async def send() -> None:
+            for number, one in enumerate(pages):
+                await other.send(Parcel(f"p{number}", one, {"a": None, "b": str(number)}))
+            await other.send(End([None, "2024"]))
+            other.close()
+
+        kept: dict[int, EncodedPage] = {}
+        async with anyio.create_task_group() as group:
+            group.start_soon(send)
+            for number in range(len(pages)):
+                message = await ours.receive()
+                assert isinstance(message, Parcel)
+                assert (message.portfolio, message.changes) == (f"p{number}", {"a": None, "b": str(number)})
+                assert message.page is not None
+                kept[number] = message.page
+                if number >= 5 and number % 3:  # most are let go, and their memory is used again; a third stays
+                    del kept[number - 5]
+            assert await ours.receive() == End([None, "2024"])
+            assert await ours.receive() is None
+        ours.close()
+        assert len(kept) > 50
+        for number, one in kept.items():
+            assert bytes(one.payload.text) == bytes(pages[number].payload.text)
+            assert (one.rows, one.payload.versions) == (sizes[number], pages[number].payload.versions)
+
+    anyio.run(check)
+
+
+def test_a_send_that_is_cancelled_is_whole() -> None:
+    async def check() -> None:
+        ours, theirs = pair()
+        other = Channel(theirs)
+        ids = [f"{number:036}" for number in range(200_000)]  # more than the system holds on the way
+        async with anyio.create_task_group() as group:
+            group.start_soon(other.send, Claim("p", ids))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            group.start_soon(other.send, Granted(frozenset()))
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                assert await ours.receive() == Claim("p", ids)
+        await other.send(End([]))
+        assert await ours.receive() in (Granted(frozenset()), End([]))
+        ours.close()
+        other.close()
+
+    anyio.run(check)
+
+
+def test_claims_are_answered_in_the_order_in_which_they_were_made() -> None:
+    async def check() -> None:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            await asyncio.sleep(0)
+            sent.append(message)
+
+        claims = RemoteClaims(send)
+        granted: dict[str, frozenset[str]] = {}
+
+        async def claim(name: str) -> None:
+            granted[name] = await claims.claim(name, [name, "both"])
+
+        async with anyio.create_task_group() as group:
+            for name in "ab":
+                group.start_soon(claim, name)
+            while len(sent) < 2:
+                await asyncio.sleep(0)
+            first_come = FirstCome()
+            for message in sent:
+                assert isinstance(message, Claim)
+                claims.granted(await first_come.claim(message.portfolio, message.service_ids))
+        assert granted == {"a": frozenset({"a", "both"}), "b": frozenset({"b"})}
+
+    anyio.run(check)
+
+
+WIDE = structs.replace(SMALL, portfolios=4, enterprises=9)
+
+
+@pytest.mark.parametrize("url", ["jsonl:o.jsonl", "parquet:o", "duckdb:o.duckdb"])
+def test_the_rows_are_those_of_a_run_of_one_process(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        async with site(WIDE, faults=parse_faults("unknown=1")) as here:
+            with caplog.at_level(logging.INFO):
+                report = await fetcher.run(here.config(url, processes=3))
+            assert (report.complete, report.failed, report.orders) == (True, [], len(here.truth()))
+            assert report.throttled == here.platform.stats.against_contract_count == 0
+            assert sorted(ids_in(Path(url.partition(":")[2]))) == sorted(here.truth())
+            assert {name: one.orders for name, one in report.portfolios.items()} == {
+                owner.name: sum(1 for _ in here.platform.world.truth(owner.name))
+                for owner in here.platform.world.portfolios.values()
+            }
+            assert "3 processes load 4 portfolios" in caplog.text
+            assert "orders have a property 'LoyaltyTier'" in caplog.text  # what workers log is logged here
+            again = await fetcher.run(here.config(url))
+            assert (again.complete, again.orders) == (True, 0)
+            assert again.pages < report.pages
+
+    monkeypatch.chdir(tmp_path)
+    anyio.run(check)
+
+
+@asynccontextmanager
+async def half_done(here: Site, url: str) -> AsyncIterator[tuple[Job, Crew]]:
+    """A job of two processes, and its crew, to be done something to when a part is loaded."""
+    config = here.config(url, processes=2, walks=2, page_size=10)
+    async with Job(config, sink=make_sink(url), processes=2) as job:
+        assert job._crew is not None
+        yield job, job._crew
+
+
+async def loaded(job: Job, orders: int) -> None:
+    while sum(tally.orders for tally in job.tallies) < orders:
+        await asyncio.sleep(0.01)
+
+
+def test_a_process_that_is_killed_spoils_no_other_and_the_next_run_takes_up_its_part(tmp_path: Path) -> None:
+    async def check() -> None:
+        url = f"jsonl:{tmp_path / 'o.jsonl'}"
+        async with site(WIDE) as here:
+            async with half_done(here, url) as (job, crew):
+
+                async def kill() -> None:
+                    await loaded(job, 50)
+                    crew._members[0].process.kill()
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(kill)
+                    report = await job.run()
+            ours = [portfolio.name for portfolio in crew._members[0].config.portfolios]
+            failed = {failure.portfolio: failure.error for failure in report.failed}
+            assert not report.complete
+            assert failed
+            assert set(failed) <= set(ours)
+            assert all("was killed by SIGKILL" in error and "run again" in error for error in failed.values())
+            assert all(one.complete for name, one in report.portfolios.items() if name not in ours)
+            again = await fetcher.run(here.config(url))
+            assert again.complete
+            assert sorted(ids_in(tmp_path / "o.jsonl")) == sorted(here.truth())
+
+    anyio.run(check)
+
+
+def test_stopping_commits_what_is_in_hand(tmp_path: Path) -> None:
+    async def check() -> None:
+        url = f"jsonl:{tmp_path / 'o.jsonl'}"
+        async with site(WIDE) as here:
+            async with half_done(here, url) as (job, _):
+
+                async def stop() -> None:
+                    await loaded(job, 50)
+                    job.stop()
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(stop)
+                    report = await job.run()
+            assert report.interrupted
+            assert 50 <= report.orders == len(ids_in(tmp_path / "o.jsonl")) <= len(here.truth())
+            assert (await fetcher.run(here.config(url))).complete
+            assert sorted(ids_in(tmp_path / "o.jsonl")) == sorted(here.truth())
+
+    anyio.run(check)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.6, 0.8])
+def test_cancelling_leaves_no_process_behind(seconds: float, tmp_path: Path) -> None:
+    async def check() -> None:
+        url = f"jsonl:{tmp_path / 'o.jsonl'}"
+        async with site(WIDE) as here:
+            crew: Crew | None = None
+            with anyio.move_on_after(seconds):
+                async with half_done(here, url) as (job, crew):
+                    await job.run()
+            for member in crew._members if crew is not None else ():
+                assert member.process.returncode is not None
+            assert (await fetcher.run(here.config(url))).complete
+            assert sorted(ids_in(tmp_path / "o.jsonl")) == sorted(here.truth())
+
+    anyio.run(check)
+
+
+def test_a_sink_that_fails_is_what_is_told(tmp_path: Path) -> None:
+    async def check() -> None:
+        url = f"jsonl:{tmp_path / 'o.jsonl'}"
+        async with site(WIDE) as here:
+
+            def fail(_batch: Batch) -> dict[str, int]:
+                raise SinkError(url, "the disk is full", "Make room")
+
+            sink = make_sink(url)
+            sink.commit = fail  # type: ignore[method-assign]
+            job = Job(here.config(url), sink=sink, processes=2)
+            with pytest.raises(SinkError, match="disk is full"):
+                async with job:
+                    await job.run()
+            assert job._crew is not None
+            assert all(member.process.returncode is not None for member in job._crew._members)
+
+    anyio.run(check)
+
+
+def command_lines(crew: Crew) -> bytes:
+    return b"".join(Path(f"/proc/{member.process.pid}/cmdline").read_bytes() for member in crew._members)
+
+
+def test_workers_are_told_their_tokens_where_nobody_else_reads(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with site(WIDE) as here, half_done(here, f"jsonl:{tmp_path / 'o.jsonl'}") as (job, crew):
+            seen = command_lines(crew)
+            await job.run()
+        assert seen.count(b"fetcher.worker") == 2
+        assert not any(token.encode() in seen for token in here.platform.world.portfolios)
+
+    anyio.run(check)
+
+
+def test_a_worker_whose_run_is_gone_ends() -> None:
+    ours, theirs = socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "fetcher.worker", str(theirs.fileno())]
+        worker = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    worker.send_signal(signal.SIGTERM)  # which is for the run
+    assert worker.wait(30) in (0, -signal.SIGTERM)
