@@ -17,7 +17,6 @@ import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-import anyio
 import msgspec
 
 from fetcher.progress import Tally
@@ -33,6 +32,9 @@ class Start(msgspec.Struct, frozen=True):
     """All that the sink holds."""
     full: bool
     log_level: int
+
+    def __repr__(self) -> str:
+        return "Start(...)"
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -64,6 +66,7 @@ class Told(msgspec.Struct, frozen=True):
     """How far the portfolios are, and what is to be logged: levels and texts."""
 
     tallies: Sequence[Tally]
+    """Of what failed, only that which was not told before."""
     lines: Sequence[tuple[int, str]]
 
 
@@ -79,8 +82,6 @@ Message = Start | Stop | Granted | Claim | Parcel | Told | End
 _HEAD = struct.Struct("<IIQ")
 """Count of large parts, length of the pickle, length of all parts."""
 _LENGTH = struct.Struct("<Q")
-_ALIGNMENT = 64
-"""Of each large part: Arrow wants its columns so."""
 
 
 class Channel:
@@ -101,21 +102,17 @@ class Channel:
         self._memory = _Memory()
 
     async def send(self, message: Message) -> None:
-        """Send a message, after those that are being sent; whole, even if the caller is cancelled meanwhile.
+        """Send a message, after those that are being sent. Cancelled in the middle, the channel is of no more use.
 
         Raises:
             OSError: the other end is gone.
         """
         parts: list[memoryview] = []
         data = pickle.dumps(message, protocol=5, buffer_callback=lambda part: parts.append(part.raw()))
-        lengths = b"".join([_LENGTH.pack(part.nbytes) for part in parts])
-        padded: list[bytes | memoryview] = []
-        for part in parts:
-            padded += [part, bytes(-part.nbytes % _ALIGNMENT)]
-        head = _HEAD.pack(len(parts), len(data), sum(map(len, padded)))
-        with anyio.CancelScope(shield=True):
-            async with self._sending:
-                await self._send_all([head, lengths, data, *padded])
+        lengths = b"".join([_LENGTH.pack(len(part)) for part in parts])
+        head = _HEAD.pack(len(parts), len(data), sum(map(len, parts)))
+        async with self._sending:
+            await self._send_all([head, lengths, data, *parts])
 
     async def receive(self) -> Message | None:
         """The next message; `None` once the other end is gone."""
@@ -131,7 +128,7 @@ class Channel:
         place = 0
         for (size,) in _LENGTH.iter_unpack(rest[: count * _LENGTH.size]):
             parts.append(body[place : place + size])
-            place += size + -size % _ALIGNMENT
+            place += size
         return pickle.loads(rest[count * _LENGTH.size :], buffers=parts)  # noqa: S301 from our own process
 
     def close(self) -> None:
@@ -160,22 +157,24 @@ class Channel:
 
 
 class _Memory:
-    """Buffers that are used again, oldest first: pages are let go in the order in which they came."""
+    """Buffers that are used again, oldest first: pages are let go in the order in which they came.
 
-    UNIT = 2**16
-    """Buffers are a multiple of this, so that pages of about one size fit into each other's."""
+    There are as many as were in use at once, none of them more than twice as large as what it is used for.
+    """
+
+    LEAST = 2**16
+    """Less is not worth keeping."""
 
     def __init__(self) -> None:
         self._buffers: deque[bytearray] = deque()
 
     def take(self, size: int) -> memoryview:
         """Memory of `size` bytes that nobody else refers to."""
-        if self._buffers and _is_free(self._buffers[0]):
-            buffer = self._buffers.popleft()
-            if len(buffer) < size:
-                buffer = bytearray(-(-size // self.UNIT) * self.UNIT)
-        else:
-            buffer = bytearray(-(-size // self.UNIT) * self.UNIT)
+        if size < self.LEAST:
+            return memoryview(bytearray(size))
+        buffer = self._buffers.popleft() if self._buffers and _is_free(self._buffers[0]) else None
+        if buffer is None or not size <= len(buffer) <= 2 * size:
+            buffer = bytearray(size + size // 8)  # the next page may be a little larger
         self._buffers.append(buffer)
         return memoryview(buffer)[:size]
 

@@ -168,6 +168,12 @@ class Checkpoint:
         return min([*ends, *(record.settled for record in self._open.values())], default=None)
 
     @property
+    def watermark(self) -> datetime | None:
+        """Up to when the last run found everything durable; `None`: no run of this selection ever did."""
+        run = self.last_run
+        return run.watermark if run is not None and run.selection == self.selection else None
+
+    @property
     def empty(self) -> bool:
         """Whether this selection has no progress at all."""
         return not (self._done or self._open)

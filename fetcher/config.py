@@ -257,12 +257,12 @@ def resolved(config: Config) -> Config:
 
 def to_wire(config: Config) -> bytes:
     """A resolved configuration with its tokens in the clear: for another process of ours, and for nothing else."""
-    return msgspec.json.encode(config, enc_hook=_encode_token)
+    return msgspec.msgpack.encode(config, enc_hook=_encode_token)
 
 
 def from_wire(data: bytes) -> Config:
     """What `to_wire` was given."""
-    return msgspec.json.decode(data, type=Config, dec_hook=_decode_token)
+    return msgspec.msgpack.decode(data, type=Config, dec_hook=_decode_token)
 
 
 def check_config(config: Config) -> Config:

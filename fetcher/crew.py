@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import sys
 from asyncio.subprocess import DEVNULL, Process, create_subprocess_exec
 from contextlib import AsyncExitStack, suppress
 from math import ceil
@@ -24,19 +22,25 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from fetcher.channel import Channel, Claim, End, Granted, Parcel, Start, Stop, Told, pair
+from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, Start, Stop, Told, pair
+from fetcher.checkpoint import Checkpoint
 from fetcher.claims import FirstCome
 from fetcher.config import Config, PortfolioConfig, resolved, to_wire
 from fetcher.errors import ConfigError
 from fetcher.load import Encode
 from fetcher.progress import Failure, Tally
 from fetcher.sinks.base import Progress
+from fetcher.worker import command
 from fetcher.writer import Delivery, deliver
 
 log = logging.getLogger("fetcher")
 
 BUSY_ORDERS_PER_SECOND = 100_000
 """What one process loads into any sink, compressed answers included; with less, more processes would but wait."""
+MOST_PROCESSES = 16
+"""Unless more are asked for: the one that commits keeps up with no more, and each takes about 100 MB."""
+STOP_SECONDS = 4.0
+"""For a worker to end in order once it is told to stop; then it is killed, which nothing that was sent minds."""
 END_SECONDS = 5.0
 """For a worker to exit once it has sent everything."""
 
@@ -47,7 +51,7 @@ def processes_for(config: Config) -> int:
     if limits.processes is not None:
         return min(limits.processes, len(config.portfolios))
     allowed = len(config.portfolios) * limits.requests / limits.per_seconds * limits.page_size  # orders a second
-    return max(1, min(ceil(allowed / BUSY_ORDERS_PER_SECOND), len(config.portfolios), _cores()))
+    return max(1, min(ceil(allowed / BUSY_ORDERS_PER_SECOND), len(config.portfolios), _cores(), MOST_PROCESSES))
 
 
 def deal(config: Config, processes: int) -> list[Config]:
@@ -152,10 +156,7 @@ class Crew:
         with theirs:
             try:
                 process = await create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "fetcher.worker",
-                    str(theirs.fileno()),
+                    *command(theirs.fileno()),
                     pass_fds=[theirs.fileno()],
                     stdin=DEVNULL,
                     stdout=DEVNULL,  # it may be where the orders go
@@ -177,10 +178,10 @@ class Crew:
                 group.start_soon(self._pass_on_stop, member)
                 await self._take(member, send, group)
                 group.cancel_scope.cancel()
-        except* OSError:  # it is gone, and cannot be told anything
+        except* OSError:  # it was gone before it began
             pass
         if not member.ended:
-            await self._lost(member)
+            await self._lost(member, records)
 
     async def _take(self, member: _Member, send: MemoryObjectSendStream[Delivery], group: TaskGroup) -> None:
         """Until its end, or until it is gone."""
@@ -192,7 +193,7 @@ class Crew:
                     await deliver(send, delivery)
                 case Claim():
                     ids = await self._claims.claim(message.portfolio, message.service_ids)
-                    group.start_soon(member.channel.send, Granted(ids))
+                    group.start_soon(self._tell, member, Granted(ids))
                 case Told():
                     for tally in message.tallies:
                         self._update(tally)
@@ -209,23 +210,37 @@ class Crew:
         """What the worker says, less what the run knows better: how much is durable."""
         tally = self._tallies[told.portfolio]
         for name in Tally.__struct_fields__:
-            if name != "committed":
+            if name not in ("committed", "failed"):
                 setattr(tally, name, getattr(told, name))
+        tally.failed.extend(told.failed)
 
     async def _pass_on_stop(self, member: _Member) -> None:
         await self._stopped.wait()
-        await member.channel.send(Stop())
+        with anyio.move_on_after(STOP_SECONDS):
+            await self._tell(member, Stop())
+            await anyio.sleep_forever()  # until it ends, which cancels this
+        with suppress(ProcessLookupError):
+            member.process.kill()
 
-    async def _lost(self, member: _Member) -> None:
+    async def _tell(self, member: _Member, message: Message) -> None:
+        with suppress(OSError):  # if it is gone, then perhaps because it has sent everything: that is yet to be read
+            await member.channel.send(message)
+
+    async def _lost(self, member: _Member, records: Progress) -> None:
         """A worker is gone that had not sent everything: what it did not is for the next run."""
         code = await member.process.wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        error = f"the process that loads it {how}. What is durable stays; run again to take up the rest"
         self._settled.append(None)
         for portfolio in member.config.portfolios:
             tally = self._tallies[portfolio.name]
-            if tally.phase not in ("done", "failed"):
+            if tally.phase in ("done", "failed", "stopped"):
+                continue
+            tally.watermark = Checkpoint(portfolio.name, self._config.orders.states, records, {}).watermark
+            if self._stopped.is_set():
+                tally.phase = "stopped"
+            else:
                 tally.phase = "failed"
-                error = f"the process that loads it {how}. What is durable stays; run again to take up the rest"
                 tally.failed.append(Failure(portfolio=portfolio.name, error=error))
 
 

@@ -123,6 +123,10 @@ class Job:
         chance: random.Random | None = None,
         processes: int = 1,
     ) -> None:
+        if processes < 1:
+            raise ValueError("a job needs one process at least")
+        if processes > 1 and not (transport is None and chance is None):
+            raise ValueError("other processes have a transport, and chance, of their own")
         self._config = config
         self._sink = sink
         self._full = full

@@ -164,9 +164,9 @@ class PortfolioLoad:
         if self._tally.phase in ("done", "failed"):  # it had come to its end by then
             return
         self._tally.phase = "stopped"
-        self._tally.watermark = self._watermark_before()
+        self._tally.watermark = self._checkpoint.watermark
         if self._began is not None:
-            self._checkpoint.record_run(self._record("interrupted", self._watermark_before()))
+            self._checkpoint.record_run(self._record("interrupted", self._checkpoint.watermark))
 
     # Discovery and plan
 
@@ -245,7 +245,7 @@ class PortfolioLoad:
         for shard, position in resumed:
             checkpoint.advance(shard, position)  # parts of a walk take its place
         checkpoint.regroup(found.services, [shard for shard, _ in resumed])
-        checkpoint.record_run(self._record("running or killed", self._watermark_before()))
+        checkpoint.record_run(self._record("running or killed", self._checkpoint.watermark))
         page_size = self._config.limits.page_size
         items = [Item(shard, position, Lineage()) for shard, position in going_on]
         items += [Item(shard, Position(None, page_size), Lineage()) for shard in shards]
@@ -540,14 +540,12 @@ class PortfolioLoad:
             self._checkpoint.whole()
         if target is not None:
             self._checkpoint.record_run(
-                self._record("whole", target.window.end) if whole else self._record("partly", self._watermark_before())
+                self._record("whole", target.window.end)
+                if whole
+                else self._record("partly", self._checkpoint.watermark)
             )
-        self._tally.watermark = target.window.end if whole and target is not None else self._watermark_before()
+        self._tally.watermark = target.window.end if whole and target is not None else self._checkpoint.watermark
         self._tally.phase = "done" if whole else "failed"
-
-    def _watermark_before(self) -> datetime | None:
-        run = self._checkpoint.last_run
-        return run.watermark if run is not None and run.selection == self._checkpoint.selection else None
 
     def _record(self, outcome: str, watermark: datetime | None) -> RunRecord:
         running = outcome == "running or killed"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from collections import deque
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from importlib.util import find_spec
 
 import anyio
+import msgspec
 
 from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, Start, Stop, Told
 from fetcher.config import from_wire
@@ -83,6 +83,7 @@ class Worker:
         self._claims = RemoteClaims(self._send)
         # Held from when a page is accepted until it is sent: what is told never runs ahead of what was sent.
         self._order = asyncio.Lock()
+        self._told_failed: dict[str, int] = {}  # by portfolio, how many failures were told
         self._lines = Lines()
 
     async def run(self) -> None:
@@ -128,27 +129,47 @@ class Worker:
 
     async def _tell(self, portfolios: Portfolios) -> None:
         async with self._order:
-            await self._send(Told(list(portfolios.tallies.values()), self._lines.take()))
+            tallies = [
+                msgspec.structs.replace(tally, failed=tally.failed[self._told_failed.get(name, 0) :])
+                for name, tally in portfolios.tallies.items()
+            ]
+            self._told_failed = {name: len(tally.failed) for name, tally in portfolios.tallies.items()}
+            await self._send(Told(tallies, self._lines.take()))
 
     async def _send(self, message: Message) -> None:
+        """Send it whole, even if the sender is cancelled meanwhile: the run is to understand what comes next."""
         try:
-            await self._channel.send(message)
+            with anyio.CancelScope(shield=True):
+                await self._channel.send(message)
         except OSError:
             os._exit(ABANDONED)
 
 
-def main() -> None:
-    """Work for the process that holds the other end of the socket whose descriptor is the only argument."""
-    # What a terminal or a service manager sends to all processes is for the run, which then tells us.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    end = socket.socket(fileno=int(sys.argv[1]))
+def command(descriptor: int) -> list[str]:
+    """The command line of a worker that finds its socket at this descriptor.
+
+    It looks for modules where this process does: `python -m` would look in the working folder first.
+    """
+    return [sys.executable, "-c", _PROGRAM, str(descriptor), *sys.path]
+
+
+# What a terminal or a service manager sends to all processes is for the run, which then tells its workers.
+_PROGRAM = """
+import sys
+sys.path[:] = sys.argv[2:]
+import signal
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+from fetcher.worker import main
+main(int(sys.argv[1]))
+"""
+
+
+def main(descriptor: int) -> None:
+    """Work for the process that holds the other end of the socket."""
+    end = socket.socket(fileno=descriptor)
 
     async def work() -> None:
         await Worker(Channel(end)).run()
 
     anyio.run(work, backend_options={"use_uvloop": find_spec("uvloop") is not None})  # the `speed` extra
-
-
-if __name__ == "__main__":
-    main()

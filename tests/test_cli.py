@@ -166,10 +166,13 @@ def test_a_missing_extra_is_told_with_its_command(
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_within_five_seconds_and_the_next_run_goes_on(number: int, tmp_path: Path) -> None:
+def test_a_signal_ends_within_five_seconds_and_the_next_run_goes_on(
+    number: int, processes: int, tmp_path: Path
+) -> None:
     with start_process([*WORLD, "--requests", "100000", "--latency", "60"]) as slow:
-        write_config(tmp_path, slow, extra="page_size = 10\nwalks = 2\n")
+        write_config(tmp_path, slow, extra=f"page_size = 10\nwalks = 2\nprocesses = {processes}\n")
         document: Any = slow.document
         environment = {**os.environ, "CLIENT": document["platform"]["client_token"]}
         command = [sys.executable, "-m", "fetcher", "run", "--json"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from socket import socketpair
@@ -22,15 +25,16 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 import fetcher
-from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, pair
+import fetcher.crew
+from fetcher.channel import Channel, Claim, End, Message, Parcel, Start, _Memory, pair
 from fetcher.claims import FirstCome
-from fetcher.config import Config, make_config, parse_instant
+from fetcher.config import Config, from_wire, make_config, parse_instant, resolved, to_wire
 from fetcher.crew import Crew, deal, processes_for
 from fetcher.errors import SinkError
 from fetcher.job import Job
 from fetcher.simulator import parse_faults
 from fetcher.sinks import Batch, EncodedPage, make_sink
-from fetcher.worker import RemoteClaims
+from fetcher.worker import RemoteClaims, Worker, command
 from tests.http import SMALL, Site, site
 from tests.sinks.test_sinks import order, page
 
@@ -116,25 +120,50 @@ def test_messages_arrive_whole_and_in_order_and_pages_stay_as_they_came() -> Non
     anyio.run(check)
 
 
-def test_a_send_that_is_cancelled_is_whole() -> None:
+def test_memory_for_messages_follows_what_is_in_use() -> None:
+    memory = _Memory()
+    for _ in range(5000):  # pages of an order or two
+        assert len(memory.take(700)) == 700
+    assert not memory._buffers
+    in_use: deque[memoryview] = deque(maxlen=20)
+    for number in range(600):
+        in_use.append(memory.take(16_000_000 if number % 41 == 0 else 700_000 + number))
+    assert len(memory._buffers) <= 21
+    assert sum(map(len, memory._buffers)) < 20 * 900_000 + 20_000_000
+    in_use.append(memory.take(700_000))
+    assert sum(len(buffer) > 10_000_000 for buffer in memory._buffers) <= 1
+
+
+def test_what_a_worker_sends_is_whole_even_if_the_sender_is_cancelled() -> None:
     async def check() -> None:
         ours, theirs = pair()
         other = Channel(theirs)
+        worker = Worker(other)
         ids = [f"{number:036}" for number in range(200_000)]  # more than the system holds on the way
         async with anyio.create_task_group() as group:
-            group.start_soon(other.send, Claim("p", ids))
+            group.start_soon(worker._send, Claim("p", ids))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            group.start_soon(other.send, Granted(frozenset()))
             group.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 assert await ours.receive() == Claim("p", ids)
-        await other.send(End([]))
-        assert await ours.receive() in (Granted(frozenset()), End([]))
+        await worker._send(End([]))
+        assert await ours.receive() == End([])
         ours.close()
         other.close()
 
     anyio.run(check)
+
+
+def test_a_configuration_arrives_as_it_was_sent_and_shows_its_tokens_to_nobody_else() -> None:
+    config = config_of(["A-token", "B-token"], outage_minutes=float("inf"), processes=2)
+    sent = resolved(config)
+    arrived = from_wire(to_wire(sent))
+    assert arrived.limits == config.limits
+    assert [one.access_token.resolve("").reveal() for one in arrived.portfolios] == ["A-token", "B-token"]
+    assert structs.replace(arrived, portfolios=[], platform=config.platform) == structs.replace(config, portfolios=[])
+    start = Start(to_wire(sent), {}, False, 20)
+    assert "-token" not in f"{start!r}{start}{sent!r}{arrived!r}"
 
 
 def test_claims_are_answered_in_the_order_in_which_they_were_made() -> None:
@@ -225,7 +254,7 @@ def test_a_process_that_is_killed_spoils_no_other_and_the_next_run_takes_up_its_
             assert not report.complete
             assert failed
             assert set(failed) <= set(ours)
-            assert all("was killed by SIGKILL" in error and "run again" in error for error in failed.values())
+            assert all("was killed by signal 9" in error and "run again" in error for error in failed.values())
             assert all(one.complete for name, one in report.portfolios.items() if name not in ours)
             again = await fetcher.run(here.config(url))
             assert again.complete
@@ -248,6 +277,7 @@ def test_stopping_commits_what_is_in_hand(tmp_path: Path) -> None:
                     group.start_soon(stop)
                     report = await job.run()
             assert report.interrupted
+            assert report.failed == []
             assert 50 <= report.orders == len(ids_in(tmp_path / "o.jsonl")) <= len(here.truth())
             assert (await fetcher.run(here.config(url))).complete
             assert sorted(ids_in(tmp_path / "o.jsonl")) == sorted(here.truth())
@@ -255,16 +285,72 @@ def test_stopping_commits_what_is_in_hand(tmp_path: Path) -> None:
     anyio.run(check)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.6, 0.8])
+def test_stopping_keeps_what_a_worker_sent_that_has_ended(tmp_path: Path) -> None:
+    async def check() -> None:
+        url = f"jsonl:{tmp_path / 'o.jsonl'}"
+        async with site(WIDE) as here:
+            sink = make_sink(url)
+            type(sink).batch_rows, before = 100, type(sink).batch_rows
+            commit, ended = sink.commit, threading.Event()
+
+            def slow(batch: Batch) -> Mapping[str, int]:
+                ended.wait(20)
+                return commit(batch)
+
+            sink.commit = slow  # type: ignore[method-assign]
+            try:
+                async with Job(here.config(url, page_size=1000), sink=sink, processes=2) as job:
+                    assert job._crew is not None
+
+                    async def stop(crew: Crew) -> None:
+                        for member in crew._members:
+                            await member.process.wait()
+                        job.stop()
+                        await asyncio.sleep(0)
+                        ended.set()
+
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(stop, job._crew)
+                        report = await job.run()
+            finally:
+                type(sink).batch_rows = before
+            assert report.failed == []
+            assert report.orders == len(ids_in(tmp_path / "o.jsonl")) == len(here.truth())
+
+    anyio.run(check)
+
+
+def test_a_worker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        url = f"jsonl:{tmp_path / 'o.jsonl'}"
+        async with site(WIDE) as here:
+            before = await fetcher.run(here.config(url, processes=1))
+            async with half_done(here, url) as (job, crew):
+                for member in crew._members:
+                    member.process.send_signal(signal.SIGSTOP)
+                job.stop()
+                report = await job.run()
+            assert report.interrupted
+            assert report.failed == []
+            assert report.watermark == before.watermark  # as the sink has it
+            assert {tally.phase for tally in job.tallies} == {"stopped"}
+
+    monkeypatch.setattr(fetcher.crew, "STOP_SECONDS", 0.2)
+    anyio.run(check)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.2, 0.6, 0.8])
 def test_cancelling_leaves_no_process_behind(seconds: float, tmp_path: Path) -> None:
     async def check() -> None:
         url = f"jsonl:{tmp_path / 'o.jsonl'}"
         async with site(WIDE) as here:
-            crew: Crew | None = None
+            job = Job(here.config(url, page_size=10, walks=2), sink=make_sink(url), processes=2)
+            assert job._crew is not None
             with anyio.move_on_after(seconds):
-                async with half_done(here, url) as (job, crew):
+                async with job:
                     await job.run()
-            for member in crew._members if crew is not None else ():
+            assert seconds < 0.05 or len(job._crew._members) == 2
+            for member in job._crew._members:
                 assert member.process.returncode is not None
             assert (await fetcher.run(here.config(url))).complete
             assert sorted(ids_in(tmp_path / "o.jsonl")) == sorted(here.truth())
@@ -307,10 +393,36 @@ def test_workers_are_told_their_tokens_where_nobody_else_reads(tmp_path: Path) -
     anyio.run(check)
 
 
-def test_a_worker_whose_run_is_gone_ends() -> None:
+def test_a_worker_leaves_signals_to_the_run_and_ends_when_that_is_gone() -> None:
     ours, theirs = socketpair()
-    with ours, theirs:
-        command = [sys.executable, "-m", "fetcher.worker", str(theirs.fileno())]
-        worker = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-    worker.send_signal(signal.SIGTERM)  # which is for the run
-    assert worker.wait(30) in (0, -signal.SIGTERM)
+    with theirs:
+        worker = subprocess.Popen(command(theirs.fileno()), pass_fds=[theirs.fileno()])
+    with ours:
+        ignored = 0
+        while not ignored & 1 << (signal.SIGTERM - 1):
+            status = Path(f"/proc/{worker.pid}/status").read_text()
+            ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(1)
+    assert worker.wait(30) == 0
+
+
+def test_workers_take_no_module_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        async with site(WIDE) as here:
+            assert (await fetcher.run(here.config("null:", processes=2))).complete
+
+    for name in ("platform", "signal", "json", "uuid"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    anyio.run(check)
+
+
+def test_what_other_processes_cannot_have_is_refused() -> None:
+    config = config_of(["A", "B"])
+    for options in ({"processes": 0}, {"processes": 2, "chance": random.Random(1)}):
+        with pytest.raises(ValueError, match="process"):
+            Job(config, **options)

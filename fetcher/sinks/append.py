@@ -33,15 +33,19 @@ class AppendFile:
     """Of one write: fewer bytes are slower, more are not faster."""
 
     def __init__(self, path: Path, length: int = 0) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._direct = _open_direct(path)
-        self._buffer = mmap.mmap(-1, self.PIECE_BYTES)  # page-aligned, as direct writes want it
-        self._view = memoryview(self._buffer)
-        self.size = os.fstat(self._descriptor).st_size
-        """What was there when it was opened."""
+        self._view = memoryview(mmap.mmap(-1, self.PIECE_BYTES))  # page-aligned, as direct writes want it
         self._offset = 0
         self._filled = 0
-        self.cut(min(length, self.size))
+        self._direct = -1
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            self._direct = _open_direct(path)
+            self.size = os.fstat(self._descriptor).st_size
+            """What was there when it was opened."""
+            self.cut(min(length, self.size))
+        except BaseException:  # nobody has this object yet who could close it
+            self.close()
+            raise
 
     @property
     def length(self) -> int:
