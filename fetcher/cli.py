@@ -136,9 +136,11 @@ def plan(
     rows = [row for portfolio in plans for row in _plan_rows(portfolio)]
     headings = ["portfolio", "enterprises", "services", "shard_by", "shards", "least requests", "least time", "from"]
     print(table(headings, rows))
+    count = processes_for(settings)
+    processes = "one process" if count == 1 else f"{count} processes, and one that commits"
     print(
         f"\nLeast time: what {limits.requests} requests in any {limits.per_seconds:g} s let through, side by side. "
-        f'The configuration says shard_by = "{limits.shard_by}"'
+        f'The configuration says shard_by = "{limits.shard_by}". A run would take {processes}'
     )
 
 

@@ -209,6 +209,8 @@ def load_config(path: str | Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(str(path), f"it cannot be read ({reason})", "Name a configuration file") from None
+    if not text.strip():
+        raise ConfigError(str(path), "it is empty", "Wait for whatever writes it, or name another file")
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -426,9 +428,11 @@ def _mistake(message: str) -> ConfigError:
         return ConfigError(place, "it is none of the words that are known", 'Write "enterprise" or "portfolio"')
     if match := re.fullmatch(r"Expected `([^`]*)`, got `([^`]*)`", reason):
         expected, got = (_in_words(kinds) for kinds in match.groups())
-        return ConfigError(place, f"expected {expected}, found {got}", "Mend the value")
+        return ConfigError(place, f"expected {expected}, found {got}", _VALUE_CURES.get(place, "Mend the value"))
     if match := re.fullmatch(r"Expected `([^`]*)` (.*)", reason):
-        return ConfigError(place, f"expected {_in_words(match[1])} {match[2]}", "Mend the value")
+        return ConfigError(
+            place, f"expected {_in_words(match[1])} {match[2]}", _VALUE_CURES.get(place, "Mend the value")
+        )
     return ConfigError(place, reason, "Mend the value")
 
 
@@ -439,6 +443,10 @@ _CURES = {
     "updated_from": "Say from when on, e.g. updated_from = 2023-01-01T00:00:00Z",
     "orders": "Add an [orders] table with updated_from = 2023-01-01T00:00:00Z",
     "platform": 'Add a [platform] table with client_token = { env = "MEWS_CLIENT_TOKEN" }',
+}
+
+_VALUE_CURES = {
+    "limits.processes": "Write 1 to 64, or leave it out for as many as the limits can keep busy",
 }
 
 

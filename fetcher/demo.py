@@ -52,6 +52,12 @@ def show_demo(orders: int, path: Path, load: Callable[[Config, Sink], Report]) -
         return 0 if _compare(path, simulator) and report.complete else 1
 
 
+def _python() -> str:
+    """This interpreter, as one would type it here."""
+    program = Path(sys.executable)
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
+
+
 def _make_place(path: Path) -> None:
     """Remove what an earlier demo left; anything that is no DuckDB file stays."""
     if path.is_file():
@@ -86,5 +92,5 @@ def _compare(path: Path, simulator: Simulator) -> bool:
         f"{stats.against_contract_count} requests against the contract, {throttled} throttled"
     )
     look = f"import duckdb; duckdb.connect('{path}').sql('FROM product_service_orders').show()"
-    print(f'look for yourself: python -c "{look}"')
+    print(f'look for yourself: {_python()} -c "{look}"')
     return exact

@@ -154,7 +154,7 @@ def command(descriptor: int) -> list[str]:
 
 
 # What a terminal or a service manager sends to all processes is for the run, which then tells its workers.
-_PROGRAM = """
+_PROGRAM = """# a worker of fetcher
 import sys
 sys.path[:] = sys.argv[2:]
 import signal
