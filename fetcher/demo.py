@@ -53,7 +53,7 @@ def show_demo(orders: int, path: Path, load: Callable[[Config, Sink], Report]) -
 
 
 def _python() -> str:
-    """This interpreter, as one would type it here."""
+    """The interpreter that runs, as one would type it here."""
     program = Path(sys.executable)
     return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)
 
