@@ -389,7 +389,7 @@ def _decode_token(kind: type[T], value: Any) -> T:
 def _encode_token(value: Any) -> str:
     if isinstance(value, Token):
         return value.resolve("token").reveal()
-    raise TypeError(type(value))
+    raise TypeError("only tokens are encoded here")
 
 
 def _is_table_of_text(value: Any) -> bool:
