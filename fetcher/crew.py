@@ -125,25 +125,19 @@ class Crew:
 
     @property
     def settled(self) -> list[str | None]:
-        """Of each load, see `PortfolioLoad.settled`; known once they have ended."""
+        """See `fetcher.job.Loader`."""
         return self._settled
 
     def stop(self) -> None:
-        """End the loads soon, and in order: no more requests. May be called twice."""
+        """See `fetcher.job.Loader`."""
         self._stopped.set()
 
     def cancel(self) -> None:
-        """End the loads at once."""
+        """See `fetcher.job.Loader`."""
         self._loading.cancel()
 
     async def load(self, send: MemoryObjectSendStream[Delivery], encode: Encode, records: Progress) -> None:
-        """Have them all loaded: what is delivered goes to `send`, which is closed in the end.
-
-        Args:
-            send: takes what they load.
-            encode: not used: the workers encode pages for the configured sink.
-            records: the progress that the sink holds.
-        """
+        """See `fetcher.job.Loader`; `encode` is not used, as the workers encode pages for the configured sink."""
         async with send:
             with self._loading:
                 async with anyio.create_task_group() as group:

@@ -97,26 +97,20 @@ class Portfolios:
 
     @property
     def settled(self) -> list[str | None]:
-        """Of each load, see `PortfolioLoad.settled`."""
+        """See `fetcher.job.Loader`."""
         return [load.settled for load in self._loads]
 
     def stop(self) -> None:
-        """End the loads soon, and in order: no more requests. May be called twice."""
+        """See `fetcher.job.Loader`."""
         self._stopped = True
         self._walks.cancel()
 
     def cancel(self) -> None:
-        """End the walks at once, and say nothing of it to whoever takes the pages."""
+        """See `fetcher.job.Loader`."""
         self._walks.cancel()
 
     async def load(self, send: MemoryObjectSendStream[Delivery], encode: Encode, records: Progress) -> None:
-        """Load them all: what they deliver goes to `send`, which is closed in the end.
-
-        Args:
-            send: takes what they load.
-            encode: see `PortfolioLoad`.
-            records: the progress that the sink holds.
-        """
+        """See `fetcher.job.Loader`."""
         owners = owners_of(records)
         async with send:
             with self._walks:
