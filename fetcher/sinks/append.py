@@ -1,7 +1,7 @@
 """A file that grows at its end, written past the system's page cache where the system allows it.
 
-What is loaded is written once and read by others, later. Through the cache, 750 kB take 0.5 to 1.0 ms of processor time,
-directly 0.13 ms (measured), and as long on the disk; and the cache's memory is for others to use.
+What is loaded is written once and read by others, later. Through the cache, 750 kB take 0.5 to 1.0 ms of processor
+time, directly 0.13 ms (measured), and as long on the disk; and the cache's memory is for others to use.
 
     offset, a multiple of a block                length
     |<-- whole blocks: written directly -->|<-- the rest: through the cache, and once more, directly, with what follows
