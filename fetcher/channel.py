@@ -73,8 +73,8 @@ class Told(msgspec.Struct, frozen=True):
 class End(msgspec.Struct, frozen=True):
     """Everything was sent."""
 
-    settled: Sequence[str | None]
-    """See `PortfolioLoad.settled`."""
+    settled: Mapping[str, str]
+    """See `fetcher.job.Loader`."""
 
 
 Message = Start | Stop | Granted | Claim | Parcel | Told | End

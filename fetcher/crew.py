@@ -97,7 +97,7 @@ class Crew:
         self._full = full
         self._claims = FirstCome()
         self._tallies = {portfolio.name: Tally(portfolio=portfolio.name) for portfolio in config.portfolios}
-        self._settled: list[str | None] = []
+        self._settled: dict[str, str] = {}
         self._members: list[_Member] = []
         self._exits = AsyncExitStack()
         self._stopped = anyio.Event()
@@ -124,7 +124,7 @@ class Crew:
         return self._tallies
 
     @property
-    def settled(self) -> list[str | None]:
+    def settled(self) -> dict[str, str]:
         """See `fetcher.job.Loader`."""
         return self._settled
 
@@ -194,7 +194,7 @@ class Crew:
                     for level, text in message.lines:
                         log.log(level, "%s", text)
                 case End():
-                    self._settled += message.settled
+                    self._settled.update(message.settled)
                     member.ended = True
                     return
                 case _:
@@ -225,7 +225,6 @@ class Crew:
         code = await member.process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         error = f"the process that loads it {how}. What is durable stays; run again to take up the rest"
-        self._settled.append(None)
         for portfolio in member.config.portfolios:
             tally = self._tallies[portfolio.name]
             if tally.phase in ("done", "failed", "stopped"):

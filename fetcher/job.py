@@ -44,8 +44,8 @@ class Loader(Protocol):
         ...
 
     @property
-    def settled(self) -> list[str | None]:
-        """Of each portfolio's load, see `PortfolioLoad.settled`; known when `load` has ended."""
+    def settled(self) -> Mapping[str, str]:
+        """Of each portfolio whose load has ended, see `PortfolioLoad.settled`; complete when `load` has ended."""
         ...
 
     def stop(self) -> None:
@@ -323,14 +323,7 @@ class Job:
 
     async def _load_into(self, sink: Sink, offload: Offload, records: Progress) -> None:
         loader = self._loader
-        others = {name.partition("/")[0] for name in records} - loader.tallies.keys()
-
-        def forget_before() -> str | None:
-            settled = loader.settled
-            # A portfolio that is not part of this run may come back, and read on from where it was.
-            return None if others or None in settled else min(filter(None, settled), default=None)
-
-        writer = Writer(sink, offload, forget_before, loader.tallies)
+        writer = Writer(sink, offload, lambda: loader.settled, loader.tallies)
         send, receive = anyio.create_memory_object_stream[Delivery](self.BUFFER)
         failure: list[Exception] = []
 

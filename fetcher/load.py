@@ -125,6 +125,11 @@ class PortfolioLoad:
         self._remembered_from = ""
 
     @property
+    def portfolio(self) -> str:
+        """The portfolio's name."""
+        return self._portfolio.name
+
+    @property
     def settled(self) -> str | None:
         """See `Checkpoint.settled`, in the form of `Page.settled`."""
         settled = self._checkpoint.settled()
@@ -312,7 +317,7 @@ class PortfolioLoad:
             portfolio=self._portfolio.name,
             connector=self._connector,
             operation=self._operation,
-            enterprise_ids={service.id: service.enterprise_id for service in found.services},
+            enterprise_ids={service.id.lower(): service.enterprise_id for service in found.services},
             states=self._config.orders.states,
             page_size=self._config.limits.page_size,
             settled=self._remembered_from,

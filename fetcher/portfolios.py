@@ -96,9 +96,9 @@ class Portfolios:
         return self._tallies
 
     @property
-    def settled(self) -> list[str | None]:
+    def settled(self) -> Mapping[str, str]:
         """See `fetcher.job.Loader`."""
-        return [load.settled for load in self._loads]
+        return {load.portfolio: settled for load in self._loads if (settled := load.settled) is not None}
 
     def stop(self) -> None:
         """See `fetcher.job.Loader`."""

@@ -90,7 +90,11 @@ class Writer:
     """As much of the next batch may be there while one is committed: with less, walks wait for it; more is memory."""
 
     def __init__(
-        self, sink: Sink, offload: Offload, forget_before: Callable[[], str | None], tallies: Mapping[str, Tally]
+        self,
+        sink: Sink,
+        offload: Offload,
+        forget_before: Callable[[], Mapping[str, str]],
+        tallies: Mapping[str, Tally],
     ) -> None:
         self._sink = sink
         self._offload = offload
@@ -121,12 +125,14 @@ class Writer:
         except* Exception as errors:
             raise first_error(errors) from None
 
-    async def _hand_over(self, commits: TaskGroup, forget_before: Callable[[], str | None] | None = None) -> None:
+    async def _hand_over(
+        self, commits: TaskGroup, forget_before: Callable[[], Mapping[str, str]] | None = None
+    ) -> None:
         """Have what was collected made durable, with the progress that it stands for, after what came before it."""
         await self._turn.acquire()
         pages, progress = self._pages, self._progress
         self._pages, self._progress, self._rows, self._bytes, self._due = [], {}, 0, 0, None
-        batch = Batch(pages=pages, progress=progress, forget_before=forget_before and forget_before())
+        batch = Batch(pages=pages, progress=progress, forget_before=forget_before() if forget_before else {})
         commits.start_soon(self._commit, batch)
 
     async def _commit(self, batch: Batch) -> None:

@@ -64,6 +64,21 @@ class ProductServiceOrder(msgspec.Struct, rename="pascal", frozen=True, gc=False
         return None if self.cancelled_utc is None else parse_utc(self.cancelled_utc)
 
 
+class RejectedOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that cannot be read, as it came."""
+
+    id: str | None = None
+    service_id: str | None = None
+    updated_utc: str | None = None
+    """Each of the three as it was sent; `None` where it is none."""
+    reason: str
+    """The property, what was expected and what was found; never the value (promise P10)."""
+    raw: bytes
+    """The order's JSON, on one line."""
+    is_json: bool = True
+    """Whether another JSON reader takes it: text with half of a surrogate pair is such a case, a stray byte is none."""
+
+
 class ServiceData(msgspec.Struct, rename="pascal", frozen=True):
     """The part of a service that tells its kind."""
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from fetcher.connector.types import ProductServiceOrder
+from fetcher.connector.types import ProductServiceOrder, RejectedOrder
 
 Progress = dict[str, str]
 """The job's records, name to JSON text. They grow with what is open, not with history."""
@@ -25,7 +25,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
     portfolio: str
     enterprise_ids: Mapping[str, str]
-    """The enterprise of each service, by service id (the platform names no enterprise in an order)."""
+    """The enterprise of each service, by service id in small letters (the platform names no enterprise in an order)."""
     orders: list[ProductServiceOrder]
     """As sent; a platform with a fault may send one twice."""
     body: bytes
@@ -41,6 +41,13 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     so that plain text comparison with `updated_utc` is right whatever its fraction."""
     repeats: bool = False
     """Whether any order of this page may have been committed before (its shard was begun before, and starts again)."""
+    rejected: Sequence[RejectedOrder] = ()
+    """Orders of the page that cannot be read; they are not in `orders`."""
+    states: tuple[str, ...] | None = None
+    """Of orders in other states only those are kept that the sink holds already; `None`: every order is."""
+    full_since: datetime | None = None
+    """When a run that reads everything again began (`--full`): what a keyed sink holds from before it is replaced by
+    whatever comes, even by an older version. `None`: by newer versions alone."""
 
     def lines(self) -> list[msgspec.Raw]:
         """Each order of `orders` as the bytes that came, in the same order; line breaks between tokens are spaces."""
@@ -62,6 +69,39 @@ class _Items(msgspec.Struct):
 _ITEMS = msgspec.json.Decoder(_Items)
 
 
+class RejectedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that is kept aside: the platform's bytes, where they came from, and why they are not among the rows."""
+
+    id: str | None
+    """As it was sent; `None` if not even that can be read: then it cannot be asked for again."""
+    portfolio: str
+    enterprise_id: str | None
+    stream: str = "product_service_orders"
+    reason: str
+    """The property, what was expected, and what was found; never a value."""
+    raw: str
+    """The order as it came. What is no UTF-8, and NUL, is written as a backslash, `x` and two hexadecimal digits."""
+    rejected_utc: datetime
+    """When the platform answered with it, by the platform's clock."""
+    service_id: str | None = None
+    updated_utc: str | None = None
+
+
+def rejected_row(page: Page, order: RejectedOrder) -> RejectedRow:
+    """An order of `page` as it is kept aside."""
+    service = order.service_id
+    return RejectedRow(
+        id=order.id,
+        portfolio=page.portfolio,
+        enterprise_id=None if service is None else page.enterprise_ids.get(service.lower()),
+        reason=order.reason,
+        raw=order.raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00"),
+        rejected_utc=page.fetched_utc,
+        service_id=service,
+        updated_utc=order.updated_utc,
+    )
+
+
 class EncodedPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page in the sink's own form, as `encode` made it: `rows` orders, about `size` bytes in memory."""
 
@@ -69,6 +109,27 @@ class EncodedPage(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     size: int
     payload: Any
+    rejected: Sequence[RejectedRow] = ()
+    """What is to be kept aside: orders that cannot be read, or that the sink cannot hold."""
+    mended: Sequence[str] = ()
+    """Ids, in small letters, of orders that were kept aside, and are so no longer: a readable version came."""
+    states: tuple[str, ...] | None = None
+    """See `Page.states`."""
+    full_since: datetime | None = None
+    """See `Page.full_since`."""
+
+    @classmethod
+    def of(cls, page: Page, *, rows: int, size: int, payload: Any, rejected: Sequence[RejectedRow] = ()) -> EncodedPage:
+        """What `encode` made of `page`."""
+        return cls(
+            portfolio=page.portfolio,
+            rows=rows,
+            size=size,
+            payload=payload,
+            rejected=rejected,
+            states=page.states,
+            full_since=page.full_since,
+        )
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,9 +138,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     pages: Sequence[EncodedPage]
     progress: Mapping[str, str | None]
     """Records to write; `None` removes the record."""
-    forget_before: str | None = None
-    """No later walk sends an order updated before this time again (form of `Page.settled`): what an appending sink
-    remembers of such orders, to recognise repeats, may go. `None` leaves the memory as it is."""
+    forget_before: Mapping[str, str] = {}
+    """By portfolio: no later walk of it sends an order updated before this time again (form of `Page.settled`). What
+    an appending sink remembers of such orders, to recognise repeats, may go. Of those that are not named, all stays."""
 
 
 class Holdings(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,16 +192,18 @@ class Sink(ABC):
     def encode(self, page: Page) -> EncodedPage:
         """Convert a page to the sink's own form; touches nothing that lasts.
 
-        Raises:
-            DataError: an order of the page cannot be kept. Other pages are not concerned.
+        Orders of it that the sink cannot hold, and those that cannot be read (unless it can hold them all the same),
+        are in the encoded page's `rejected`.
         """
 
     @abstractmethod
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """Make the rows and the progress of `batch` durable together; returns by portfolio how many rows were new.
 
-        A keyed sink keeps the version with the newest `updated_utc` of each order, whatever the order of
-        arrival. An appending sink leaves out each (`id`, `updated_utc`) that it already holds.
+        A version of an order is its `UpdatedUtc` and its content. A keyed sink keeps the version with the newest
+        `updated_utc` of each order; of equal ones, the one that came later. An appending sink leaves out what is the
+        same, time and content, as what it holds of that order and time already. What is kept aside becomes durable
+        with the rest: `mended` orders go from there, `rejected` ones take the place of what is there of their ids.
 
         Raises:
             SinkError: nothing of the batch was kept; the sink can be closed, and opened again by a later run.

@@ -72,7 +72,7 @@ class DuckdbSink(Sink):
         """The page as an Arrow record batch."""
         batch = to_record_batch(page)
         require_uuids(batch)
-        return EncodedPage(portfolio=page.portfolio, rows=batch.num_rows, size=batch.nbytes, payload=Columns(batch))
+        return EncodedPage.of(page, rows=batch.num_rows, size=batch.nbytes, payload=Columns(batch))
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""

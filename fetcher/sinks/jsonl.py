@@ -229,7 +229,7 @@ class StdoutSink(Sink):
 def _encoded(page: Page) -> EncodedPage:
     text = lines_of(page)
     payload = _Lines(text, versions_of(page))
-    return EncodedPage(portfolio=page.portfolio, rows=len(page.orders), size=len(text), payload=payload)
+    return EncodedPage.of(page, rows=len(page.orders), size=len(text), payload=payload)
 
 
 def make(url: str) -> Sink:

@@ -201,8 +201,8 @@ class Ledger:
                 "SET rows = rows + excluded.rows, newest = max(newest, excluded.newest)",
                 (portfolio, count, newest.get(portfolio, "")),
             )
-        if batch.forget_before is not None:
-            self.db.execute("DELETE FROM recent WHERE updated < ?", (batch.forget_before,))
+        if batch.forget_before:
+            self.db.execute("DELETE FROM recent WHERE updated < ?", (min(batch.forget_before.values()),))
 
     def close(self) -> None:
         """Let the file go."""

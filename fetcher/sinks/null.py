@@ -24,7 +24,7 @@ class NullSink(Sink):
 
     def encode(self, page: Page) -> EncodedPage:
         """A count."""
-        return EncodedPage(portfolio=page.portfolio, rows=len(page.orders), size=0, payload=None)
+        return EncodedPage.of(page, rows=len(page.orders), size=0, payload=None)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """Count."""

@@ -109,7 +109,7 @@ class ParquetSink(Sink):
         """The page as an Arrow record batch."""
         batch = to_record_batch(page)
         payload = _Rows(Columns(batch), versions_of(page))
-        return EncodedPage(portfolio=page.portfolio, rows=batch.num_rows, size=batch.nbytes, payload=payload)
+        return EncodedPage.of(page, rows=batch.num_rows, size=batch.nbytes, payload=payload)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""

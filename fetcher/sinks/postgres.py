@@ -95,7 +95,7 @@ class PostgresSink(Sink):
         out = pa.BufferOutputStream()
         pc.write_csv(batch, out, _CSV)
         text = out.getvalue()
-        return EncodedPage(portfolio=page.portfolio, rows=batch.num_rows, size=text.size, payload=text)
+        return EncodedPage.of(page, rows=batch.num_rows, size=text.size, payload=text)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""

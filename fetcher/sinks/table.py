@@ -208,11 +208,11 @@ def _ids(values: list[str]) -> pa.Array:
 
 def _enterprises(services: list[str], enterprise_ids: Mapping[str, str]) -> pa.Array:
     """The enterprise of each order, by its service; most pages have orders of a single one."""
-    different = set(services)
-    names = {enterprise_ids.get(service) for service in different}
+    of_service = {service: enterprise_ids.get(service.lower()) for service in set(services)}
+    names = set(of_service.values())
     if len(names) == 1:
         return pa.repeat(pa.scalar(names.pop(), _TEXT), len(services), POOL)
-    return _array(map(enterprise_ids.get, services), _TEXT)
+    return _array(map(of_service.get, services), _TEXT)
 
 
 def _times(values: Sequence[str | None]) -> pa.Array:

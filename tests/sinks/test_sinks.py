@@ -246,7 +246,7 @@ def test_what_is_forgotten_takes_no_room(tmp_path: Path) -> None:
     sink = make_sink(f"jsonl:{tmp_path / 'orders.jsonl'}")
     sink.open()
     commit(sink, page([order(number, f"2024-02-01T00:00:{number:02}Z") for number in range(30)]))
-    commit(sink, progress={"a": "b"}, forget_before="2024-02-01T00:00:20")
+    commit(sink, progress={"a": "b"}, forget_before={"north": "2024-02-01T00:00:20"})
     sink.close()
     with sqlite3.connect(tmp_path / ".orders.jsonl.fetcher") as db:
         assert db.execute("SELECT count(*) FROM recent").fetchone() == (10,)
