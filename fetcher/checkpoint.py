@@ -9,13 +9,16 @@ records' size follows the services and the walks that are open, not the history.
     NAME/SELECTION/open/KEY      a walk that is under way, and its cursor (`OpenRecord`)
     NAME/SELECTION/bad/SERVICE   a service that the platform refuses, and when it is to be tried again
     NAME/SELECTION/again/all     what was covered was forgotten: whatever is read may be in the sink already
+    NAME/SELECTION/aside/KEY     an order that is kept aside (`AsideRecord`), by its id in small letters
+    NAME/SELECTION/since/all     when the first run of the selection began to read: no order of it is older in the sink
+    NAME/SELECTION/forgot/all    before when the sink no longer tells repeats from new versions
 
 SELECTION is `all`, or a digest of the states: another filter is another selection, with progress of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -49,6 +52,20 @@ class OpenRecord(msgspec.Struct, frozen=True):
     """The page size that last went well."""
     open_ended: bool = False
     repeats: bool = False
+    filtered: bool = False
+
+
+class AsideRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that is kept aside, because it cannot be read, or the sink cannot hold it."""
+
+    id: str
+    reason: str
+    enterprise_id: str | None = None
+    service_id: str | None = None
+    updated_utc: str | None = None
+    """Each as it was sent; `None` where not even that can be read."""
+    can_be_asked_for: bool = True
+    """Whether the id is the order's, and not one that was made up for it."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +89,8 @@ class PortfolioStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_run: str
     shards_open: int
     failed: tuple[Failure, ...]
+    kept_aside: int = 0
+    """Orders that cannot be read, or that the sink cannot hold."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -118,20 +137,26 @@ class Checkpoint:
         self._open = self._read(mine, "open", OpenRecord)
         self._bad = self._read(mine, "bad", datetime)
         self._again = self._read(mine, "again", bool)
+        self._aside = self._read(mine, "aside", AsideRecord)
+        self._since = self._read(mine, "since", datetime)
+        self._forgot = self._read(mine, "forgot", datetime)
         self._kinds: dict[str, dict[str, Any]] = {
             "again": self._again,
             "batch": self._batches,
             "done": self._done,
             "open": self._open,
             "bad": self._bad,
+            "aside": self._aside,
+            "since": self._since,
+            "forgot": self._forgot,
         }
         self._changes: dict[str, str | None] = {}
 
     def covered(self) -> dict[str, Windows]:
-        """By service id, the instants that finished walks stand for."""
+        """By service id in small letters, the instants that finished walks stand for."""
         covered: dict[str, Windows] = {}
         for key, windows in self._done.items():
-            for service in self._batches[key].service_ids if key in self._batches else ():
+            for service in map(str.lower, self._batches[key].service_ids) if key in self._batches else ():
                 covered[service] = union((*covered.get(service, ()), *windows)) if service in covered else windows
         return covered
 
@@ -147,6 +172,7 @@ class Checkpoint:
                     settled=record.settled,
                     open_ended=record.open_ended,
                     repeats=record.repeats,
+                    filtered=record.filtered,
                 )
                 walks.append((shard, Position(record.cursor, record.count)))
         return walks
@@ -157,15 +183,57 @@ class Checkpoint:
 
     def elsewhere(self, service_id: str) -> bool:
         """Whether other progress was made with this service: under another filter, or as another portfolio's."""
-        return any(prefix != self._prefix for prefix in self._owners.get(service_id, ()))
+        return any(prefix != self._prefix for prefix in self._owners.get(service_id.lower(), ()))
 
-    def settled(self) -> datetime | None:
-        """No later walk reads again what was updated before it, unless it starts again; `None` if nothing is covered.
+    def settled(self, services: Set[str]) -> datetime | None:
+        """No later walk of these services reads again what was updated before it, unless it starts again.
 
-        A service's first gap is what a later run reads; so is all that an open walk does not stand for.
+        A service's first gap is what a later run reads; so is all that an open walk does not stand for. `None` if
+        nothing is covered.
+
+        Args:
+            services: ids in small letters. Of others that come back, repeats are told by reading the sink (`forgot`).
         """
-        ends = [windows[0].end for windows in self.covered().values() if windows]
-        return min([*ends, *(record.settled for record in self._open.values())], default=None)
+        ends = [windows[0].end for service, windows in self.covered().items() if windows and service in services]
+        opened = [
+            record.settled
+            for record in self._open.values()
+            if record.batch in self._batches
+            and not services.isdisjoint(map(str.lower, self._batches[record.batch].service_ids))
+        ]
+        return min([*ends, *opened], default=None)
+
+    @property
+    def forgot(self) -> datetime | None:
+        """Before when the sink no longer tells repeats from new versions; `None`: it tells all."""
+        return self._forgot.get("all")
+
+    def note_forgotten(self, before: datetime) -> None:
+        """The sink is told to forget what was updated before then."""
+        if (known := self.forgot) is None or known < before:
+            self._write("forgot", "all", before)
+
+    @property
+    def since(self) -> datetime | None:
+        """When the selection's first run began to read; `None`: unknown, as versions up to 1.0 did not note it."""
+        return self._since.get("all")
+
+    def note_since(self, settled: datetime) -> None:
+        """The selection's first run begins; what was updated before `settled` is there to be read."""
+        self._write("since", "all", settled)
+
+    def aside(self) -> Mapping[str, AsideRecord]:
+        """Orders that are kept aside, by their ids in small letters."""
+        return self._aside
+
+    def keep_aside(self, key: str, record: AsideRecord) -> None:
+        """An order is kept aside by the commit that comes next."""
+        self._write("aside", key, record)
+
+    def take_back(self, key: str) -> None:
+        """An order is kept aside no longer."""
+        if key in self._aside:
+            self._remove("aside", key)
 
     @property
     def watermark(self) -> datetime | None:
@@ -184,9 +252,9 @@ class Checkpoint:
         return bool(self._again)
 
     def forget(self) -> None:
-        """Start over: drop every record of this selection (`--full`)."""
-        for kind, records in self._kinds.items():
-            for key in list(records):
+        """Start over: drop every record of what was read (`--full`); what is kept aside stays until it is mended."""
+        for kind in ("batch", "done", "open", "bad", "again"):
+            for key in list(self._kinds[kind]):
                 self._remove(kind, key)
         self._write("again", "all", True)
 
@@ -209,7 +277,7 @@ class Checkpoint:
         # Services of one batch are covered alike, or what one has would be lost for the other.
         alike: dict[tuple[str, Windows], list[str]] = {}
         for service in sorted(services):
-            if windows := covered.pop(service.id, ()):
+            if windows := covered.pop(service.id.lower(), ()):
                 alike.setdefault((service.enterprise_id, windows), []).append(service.id)
         for service_id in sorted(covered):  # not there today, but they may come back
             alike.setdefault(("", covered[service_id]), []).append(service_id)
@@ -238,6 +306,7 @@ class Checkpoint:
             position.count,
             shard.open_ended,
             shard.repeats,
+            shard.filtered,
         )
         self._write("open", shard.key, record)
 
@@ -301,13 +370,13 @@ class Checkpoint:
 
 
 def owners_of(records: Mapping[str, str]) -> dict[str, set[str]]:
-    """By service id, the prefixes (portfolio and selection) under which it was walked."""
+    """By service id in small letters, the prefixes (portfolio and selection) under which it was walked."""
     owners: dict[str, set[str]] = {}
     for name, text in records.items():
         parts = name.split("/")  # whole parts: a portfolio may be called "batch"
         if len(parts) == 4 and parts[2] == "batch":
             for service_id in msgspec.json.decode(text, type=BatchRecord).service_ids:
-                owners.setdefault(service_id, set()).add(f"{parts[0]}/{parts[1]}/")
+                owners.setdefault(service_id.lower(), set()).add(f"{parts[0]}/{parts[1]}/")
     return owners
 
 
@@ -325,6 +394,7 @@ def describe(records: Mapping[str, str]) -> list[PortfolioStatus]:
                 last_run=run.outcome if run else "running or killed",
                 shards_open=sum(record.startswith(f"{name}/") and "/open/" in record for record in records),
                 failed=run.failed if run else (),
+                kept_aside=sum(record.startswith(f"{name}/") and "/aside/" in record for record in records),
             )
         )
     return statuses

@@ -64,15 +64,15 @@ class IncompleteError(FetcherError):
 
 
 class DataError(FetcherError):
-    """The platform sent an order that cannot be read.
+    """The platform sent an order that cannot be read, or that a sink cannot hold.
 
-    Names the order, the property and the types, never the value (promise P10).
+    Names the order, the property and the types, never the value (promise P10). `reason` says it without the order.
     """
 
     def __init__(self, order: str | None, property: str, expected: str, found: str) -> None:  # noqa: A002 the platform's own word
+        self.reason = f"{property} should be {expected}, found {found}"
         super().__init__(
-            f"order {order or '(without a readable Id)'}: {property} should be {expected}, found {found}. "
-            "The platform changed or sent a damaged order; its shard was left for the next run"
+            f"order {order or '(without a readable Id)'}: {self.reason}. The platform changed or sent a damaged order"
         )
         self.order = order
         self.property = property

@@ -200,7 +200,8 @@ class Job:
     async def pages(self) -> AsyncGenerator[Page]:
         """Each page as it comes, in no particular order, none of them empty; walks wait while you work.
 
-        No sink is used.
+        No sink is used. An order may come again in a later page: if its `UpdatedUtc` is not older, that is its newer
+        version. Orders that cannot be read are in `page.rejected`, and only there.
 
         What failed is in `tallies` afterwards. Leaving the loop early ends the walks.
         """
@@ -212,9 +213,10 @@ class Job:
         try:
             async for delivery in receive:
                 try:
-                    if isinstance(delivery.page, Page) and delivery.page.orders:
-                        portfolios.tallies[delivery.portfolio].committed += len(delivery.page.orders)
-                        yield delivery.page
+                    page = _in_its_states(delivery.page) if isinstance(delivery.page, Page) else None
+                    if page is not None and (page.orders or page.rejected):
+                        portfolios.tallies[delivery.portfolio].committed += len(page.orders)
+                        yield page
                 finally:
                     delivery.accept()
         finally:
@@ -340,6 +342,22 @@ class Job:
             await loader.load(send, sink.encode, records)
         if failure:
             raise failure[0]
+
+
+def _in_its_states(page: Page) -> Page:
+    """A page less what is in other states than those asked for: where nothing is held, nothing can have changed."""
+    states = page.states
+    if states is None:
+        return page
+    others = {place for place, order in enumerate(page.orders) if order.state not in states}
+    readable = [place for place in range(len(page.orders) + len(page.skipped)) if place not in page.skipped]
+    orders = [order for place, order in enumerate(page.orders) if place not in others]
+    return msgspec.structs.replace(
+        page,
+        orders=orders,
+        skipped=page.skipped | {readable[place] for place in others},
+        latest=max([order.updated_utc for order in orders], default=""),
+    )
 
 
 def _portfolio_report(tally: Tally) -> PortfolioReport:

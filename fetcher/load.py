@@ -4,13 +4,16 @@ A run's end is fixed at its start, by the platform's clock. While it reads, orde
 were not read yet; they turn up after the run's end. So a run closes by reading what changed since its end, packed
 across enterprises, again and again until one request per batch gives all there is: then nothing moved unseen
 (promise P1). Services whose whole run was one such request need no closing.
+
+An order that cannot be read, or that the sink cannot hold, is kept aside (promise P7), and each run asks for those that
+are left by their ids.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -18,7 +21,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from fetcher.checkpoint import Checkpoint, Position, RunRecord
+from fetcher.checkpoint import AsideRecord, Checkpoint, Position, RunRecord
 from fetcher.claims import Claims
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
@@ -31,16 +34,17 @@ from fetcher.connector.operations import (
     OrdersOperation,
     OrdersRequest,
 )
-from fetcher.connector.types import utc_text
+from fetcher.connector.types import parse_utc, utc_text
 from fetcher.discovery import Discovered, discover
-from fetcher.errors import AccessDeniedError, DataError, InvalidRequestError, PlatformError, first_error
+from fetcher.errors import AccessDeniedError, InvalidRequestError, PlatformError, TooHeavyError, first_error
+from fetcher.page_size import PageSize
 from fetcher.plan import Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
 from fetcher.refused import find_refused
-from fetcher.sifting import time_key
-from fetcher.sinks.base import EncodedPage, Page
+from fetcher.sifting import Sifted, time_key
+from fetcher.sinks.base import EncodedPage, Page, RejectedRow, rejected_row
 from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
-from fetcher.windows import Window, union
+from fetcher.windows import Window, Windows, union
 from fetcher.writer import Delivery
 
 log = logging.getLogger("fetcher")
@@ -58,6 +62,14 @@ class Item(msgspec.Struct, frozen=True):
     closing: bool = False
     """Whether it is read to close the run: no later run has to know where it stands."""
     attempts: int = 0
+
+
+class Aside(msgspec.Struct, frozen=True):
+    """What a page changes in what is kept aside."""
+
+    rejected: tuple[RejectedRow, ...]
+    mended: tuple[str, ...]
+    """Keys."""
 
 
 class PortfolioLoad:
@@ -89,6 +101,10 @@ class PortfolioLoad:
     """Walks of a shard that is refused for no reason that can be found."""
     BAD_AGAIN = timedelta(days=1)
     """How long a refused service is left alone."""
+    LONGEST_MEMORY = timedelta(days=7)
+    """Sinks that append tell repeats from new versions by memory for so long; after that, by reading what they hold."""
+    MOST_NAMED = 100
+    """Orders that are kept aside and named one by one, in a run's failures."""
 
     def __init__(
         self,
@@ -123,6 +139,10 @@ class PortfolioLoad:
         self._asking = anyio.Lock()  # one at a time finds out what is refused; the others use what it found
         self._began: datetime | None = None
         self._remembered_from = ""
+        # What is kept aside, counting what was delivered and not yet accepted: by key, each order's `UpdatedUtc`.
+        self._aside = {key: record.updated_utc for key, record in checkpoint.aside().items()}
+        self._rejected_now: set[str] = set()  # keys of those that came in this run
+        self._forget_before: datetime | None = None
 
     @property
     def portfolio(self) -> str:
@@ -131,13 +151,13 @@ class PortfolioLoad:
 
     @property
     def settled(self) -> str | None:
-        """See `Checkpoint.settled`, in the form of `Page.settled`."""
-        settled = self._checkpoint.settled()
-        return None if settled is None else time_key(settled)
+        """What the sink may forget (form of `Page.settled`); `None`: nothing, or the load has not come to its end."""
+        return None if self._forget_before is None else time_key(self._forget_before)
 
     async def run(self) -> None:
         """Load it. Failures end up in the tally; only cancellation comes out."""
         started = anyio.current_time()
+        found: Discovered | None = None
         target: Target | None = None
         try:
             self._tally.phase = "discovering"
@@ -150,7 +170,7 @@ class PortfolioLoad:
             self._fail(None, error)
         finally:
             self._tally.seconds = anyio.current_time() - started
-        await self._deliver_news(partial(self._end_run, target))
+        await self._deliver_news(partial(self._end_run, found, target))
 
     async def plan(self) -> tuple[Discovered, Target]:
         """What there is to load, for `fetcher plan`; asks for enterprises and services alone.
@@ -209,28 +229,46 @@ class PortfolioLoad:
     def shards(self, found: Discovered, target: Target) -> tuple[list[Shard], list[tuple[Shard, Position]]]:
         """The shards that are missing, and the walks that go on."""
         checkpoint = self._checkpoint
-        covered = dict(checkpoint.covered())
+        known = dict(checkpoint.covered())
         going_on, _ = self._resumed(found)
         for shard, _ in going_on:
-            for service in shard.service_ids:
-                covered[service] = (*covered.get(service, ()), *shard.stands_for)
-        # Where other progress was made before, or this was forgotten, orders come again.
-        tainted = {
-            service.id: (target.window,)
+            for service in map(str.lower, shard.service_ids):
+                known[service] = (*known.get(service, ()), *shard.stands_for)
+        covered = {service.id: union(known.get(service.id.lower(), ())) for service in found.services}
+        again = {
+            service.id
             for service in found.services
-            if checkpoint.again or checkpoint.elsewhere(service.id)
+            if self._full or checkpoint.again or checkpoint.elsewhere(service.id)
         }
-        merged = {service: union(windows) for service, windows in covered.items()}
-        return plan(found.services, merged, target, tainted), going_on
+        tainted: dict[str, Windows] = {}
+        for service, windows in covered.items():
+            if service in again:  # other progress was made before, or this was forgotten: orders come again
+                tainted[service] = (target.window,)
+            elif windows and checkpoint.forgot is not None and windows[0].end < checkpoint.forgot:
+                tainted[service] = (Window(windows[0].end, checkpoint.forgot),)  # it was away for a while
+        return plan(found.services, covered, target, tainted, self._filtered_until(covered, again, target)), going_on
+
+    def _filtered_until(self, covered: Mapping[str, Windows], again: set[str], target: Target) -> dict[str, datetime]:
+        """See `fetcher.plan.plan`. What was loaded may change to another state, and that is to be heard.
+
+        It changes after it was loaded. So whatever was updated before anything of its service was read can be asked
+        for by states: all of a service that is new, and what is left of the selection's first run.
+        """
+        if self._config.orders.states is None:
+            return {}
+        until = {service: target.window.end for service, windows in covered.items() if not windows}
+        if (since := self._checkpoint.since) is not None:
+            until |= {service: since for service, windows in covered.items() if windows}
+        return {service: end for service, end in until.items() if service not in again}
 
     def _resumed(self, found: Discovered) -> tuple[list[tuple[Shard, Position]], list[tuple[Shard, Position]]]:
         """The walks that were under way: those that go on, and those that wait until their services are back."""
-        known = {service.id for service in found.services}
+        known = {service.id.lower() for service in found.services}
         going_on: list[tuple[Shard, Position]] = []
         waiting: list[tuple[Shard, Position]] = []
         for shard, position in self._checkpoint.begun():
-            here = tuple(service for service in shard.service_ids if service in known)
-            gone = tuple(service for service in shard.service_ids if service not in known)
+            here = tuple(service for service in shard.service_ids if service.lower() in known)
+            gone = tuple(service for service in shard.service_ids if service.lower() not in known)
             if here:
                 going_on.append((msgspec.structs.replace(shard, service_ids=here), position))
             if gone:
@@ -242,6 +280,8 @@ class PortfolioLoad:
     async def _load(self, found: Discovered, target: Target) -> None:
         checkpoint = self._checkpoint
         self._announce(checkpoint)
+        if checkpoint.empty and not checkpoint.other_selections:
+            checkpoint.note_since(target.settled)
         if self._full:
             checkpoint.forget()  # what is refused, too
         self._recall_bad(found)
@@ -260,9 +300,12 @@ class PortfolioLoad:
         self._tally.phase = "loading"
         # Walks that go on reach into what the new ones read, so all remember from the earliest of them on.
         self._remembered_from = time_key(min([target.settled, *(shard.settled for shard, _ in going_on)]))
+        await self._ask_again(found)
         await self._walk_all(items, found)
         if target.open_ended:
             await self._close(found, target)
+        if self._full:
+            await self._give_up([key for key in self._aside if key not in self._rejected_now])
 
     async def _close(self, found: Discovered, target: Target) -> None:
         """Read what changed since the run's end, until nothing moved while it was read."""
@@ -310,19 +353,24 @@ class PortfolioLoad:
 
     # Walking
 
-    async def _walk_all(self, items: Iterable[Item], found: Discovered) -> None:
-        self._queue.extend(items)
-        self._tally.shards_planned += len(self._queue)
-        scope = Scope(
+    def _scope(self, found: Discovered) -> Scope:
+        states = self._config.orders.states
+        return Scope(
             portfolio=self._portfolio.name,
             connector=self._connector,
             operation=self._operation,
             enterprise_ids={service.id.lower(): service.enterprise_id for service in found.services},
-            states=self._config.orders.states,
+            states=None if states is None else tuple(states),
             page_size=self._config.limits.page_size,
             settled=self._remembered_from,
             room=self._room,
+            full_since=self._began if self._full else None,
         )
+
+    async def _walk_all(self, items: Iterable[Item], found: Discovered) -> None:
+        self._queue.extend(items)
+        self._tally.shards_planned += len(self._queue)
+        scope = self._scope(found)
         try:
             async with anyio.create_task_group() as group:
                 self._group = group
@@ -368,8 +416,8 @@ class PortfolioLoad:
         except AccessDeniedError as error:
             await self._confirm_denied(error)
             await self._find_bad(item, walk, error, scope)
-        except (PlatformError, DataError) as error:
-            if self._connector.platform.circuit.given_up and isinstance(error, PlatformError):
+        except PlatformError as error:
+            if self._connector.platform.circuit.given_up:
                 raise _PortfolioFailedError(error) from None
             self._fail(item, error)
         else:
@@ -453,8 +501,6 @@ class PortfolioLoad:
                 refusal = error
             except InvalidRequestError as error:
                 refusal = error
-            except DataError:  # an order that cannot be read came, so the services are taken
-                return None
             else:
                 return None
         return refusal
@@ -473,34 +519,181 @@ class PortfolioLoad:
     # Delivering
 
     async def _deliver(self, item: Item, step: Step) -> None:
-        """Hand a page over.
-
-        Raises:
-            DataError: it cannot be kept as it is.
-        """
-        self._tally.pages += 1
-        self._tally.orders += len(step.page.orders)
+        """Hand a walk's page over."""
         for kind, count in step.sifted.oddities.items():
             self._tally.oddities[kind] = self._tally.oddities.get(kind, 0) + count
+        note = partial(self._note_step, item, step.shard, step.position)
+        page = step.page
+        del step
+        await self._deliver_page(page, note)
+
+    def _note_step(self, item: Item, shard: Shard, position: Position | None) -> None:
+        if item.closing:
+            return
+        if position is None:
+            self._checkpoint.finish(shard)
+        else:
+            self._checkpoint.advance(shard, position)
+
+    async def _deliver_page(self, page: Page, note: Callable[[], None]) -> None:
+        """Hand a page over, for which there is room; `note` notes in the checkpoint what it stands for."""
+        self._tally.pages += 1
+        self._tally.orders += len(page.orders)
         if len(self._tally.unknown_properties) < len(self._operation.unknown):
             self._report_unknown()
-        accept = partial(self._accept_page, item, step.shard, step.position)
         try:
-            page = self._encode(step.page)
-            del step
-            await self._send(Delivery(portfolio=self._portfolio.name, page=page, accept=accept))
+            encoded = self._encode(page)
+            aside: Aside | None = None
+            if self._aside or page.rejected or (isinstance(encoded, EncodedPage) and encoded.rejected):
+                encoded, aside = self._put_aside(page, encoded)
+            del page
+            accept = partial(self._accept_page, note, aside)
+            await self._send(Delivery(portfolio=self._portfolio.name, page=encoded, accept=accept))
         except BaseException:  # cancelled, too: nobody else will make room
             self._room.release()
             raise
 
-    def _accept_page(self, item: Item, shard: Shard, position: Position | None) -> Mapping[str, str | None]:
+    def _accept_page(self, note: Callable[[], None], aside: Aside | None) -> Mapping[str, str | None]:
         self._room.release()
-        if not item.closing:
-            if position is None:
-                self._checkpoint.finish(shard)
-            else:
-                self._checkpoint.advance(shard, position)
+        note()
+        if aside is not None:
+            self._note_aside(aside)
         return self._checkpoint.take_changes()
+
+    # What is kept aside
+
+    def _put_aside(self, page: Page, encoded: EncodedPage | Page) -> tuple[EncodedPage | Page, Aside]:
+        """Tell what of a page is kept aside, and what is so no longer because it came readable."""
+        rows = encoded.rejected if isinstance(encoded, EncodedPage) else [rejected_row(page, o) for o in page.rejected]
+        rejected = {row.key: row for row in rows}
+        mended = [
+            key
+            for id_, updated in _versions(page)
+            if (key := id_.lower()) in self._aside
+            and key not in rejected
+            and (self._aside[key] is None or parse_utc(updated) >= parse_utc(self._aside[key] or ""))
+        ]
+        for key in mended:
+            del self._aside[key]
+        self._aside.update((key, row.updated_utc) for key, row in rejected.items())
+        self._rejected_now |= rejected.keys()
+        if mended and isinstance(encoded, EncodedPage):
+            encoded = msgspec.structs.replace(encoded, mended=mended)
+        return encoded, Aside(tuple(rejected.values()), tuple(mended))
+
+    def _note_aside(self, aside: Aside) -> None:
+        for key in aside.mended:
+            self._checkpoint.take_back(key)
+        for row in aside.rejected:
+            self._checkpoint.keep_aside(
+                row.key,
+                AsideRecord(
+                    id=row.id,
+                    reason=row.reason,
+                    enterprise_id=row.enterprise_id,
+                    service_id=row.service_id,
+                    updated_utc=row.updated_utc,
+                    can_be_asked_for=row.has_id,
+                ),
+            )
+
+    async def _ask_again(self, found: Discovered) -> None:
+        """Ask for the orders that were kept aside by their ids: their windows may be done, and would not bring them."""
+        services = {service.id.lower(): service.id for service in found.services if service.id not in self._bad}
+        waiting = [
+            record
+            for record in self._checkpoint.aside().values()
+            if record.can_be_asked_for and (record.service_id is None or record.service_id.lower() in services)
+        ]
+        waiting.sort(key=lambda record: (record.service_id or "", record.id))
+        scope = self._scope(found)
+        for first in range(0, len(waiting), MAX_IDS):
+            part = waiting[first : first + MAX_IDS]
+            named = {services[record.service_id.lower()] for record in part if record.service_id is not None}
+            all_named = all(record.service_id is not None for record in part)
+            of = sorted(named if all_named else services.values())
+            came: set[str] = set()
+            try:
+                for start in range(0, len(of), MAX_IDS):
+                    came |= await self._ask_for(scope, of[start : start + MAX_IDS], [record.id for record in part])
+            except PlatformError as error:
+                text = f"orders that are kept aside could not be asked for again: {error}"
+                self._fail_text(text, error.request_id)
+                return
+            # The platform has them no longer, so there is nothing to wait for.
+            await self._give_up([key for record in part if (key := record.id.lower()) not in came])
+
+    async def _ask_for(self, scope: Scope, services: Sequence[str], ids: Sequence[str]) -> set[str]:
+        """Orders by their ids; returns the keys of those that came, readable or not."""
+        wanted = frozenset(id_.lower() for id_ in ids)
+        size = PageSize(scope.page_size, scope.page_size)
+        cursor: str | None = None
+        came: set[str] = set()
+        while True:
+            limitation = Limitation(size.count, cursor)
+            request = OrdersRequest(limitation, services, product_service_order_ids=ids)
+            try:
+                answer = await self._connector.call(self._operation, request, self._room)
+            except TooHeavyError:
+                if not size.shrink():
+                    raise
+                continue
+            listing = answer.listing
+            skipped = [place for place, order in enumerate(listing.items) if order.id.lower() not in wanted]
+            kept = [order for order in listing.items if order.id.lower() in wanted]
+            rejected = [order for order in listing.rejected.values() if (order.id or "").lower() in wanted]
+            latest = max([order.updated_utc for order in kept], default="")
+            sifted = Sifted(kept, frozenset(skipped), Counter(), latest, rejected)
+            before = len(came)
+            came |= {order.id.lower() for order in kept} | {(order.id or "").lower() for order in rejected}
+            page = scope.page(answer, sifted, repeats=False, filtered=False)
+            del answer
+            await self._deliver_page(page, _nothing)
+            if listing.count < limitation.count or listing.cursor is None or len(came) == before:
+                return came
+            cursor = listing.cursor
+
+    async def _give_up(self, keys: Sequence[str]) -> None:
+        """What is kept aside under these keys is not at the platform any more."""
+        gone = [key for key in keys if key in self._aside]
+        if not gone:
+            return
+        log.warning("%s: %d orders that were kept aside are gone from the platform", self._portfolio.name, len(gone))
+        for key in gone:
+            del self._aside[key]
+        page = self._encode(
+            Page(
+                portfolio=self._portfolio.name,
+                enterprise_ids={},
+                orders=[],
+                body=b"",
+                latest="",
+                fetched_utc=self._connector.platform.clock.now(),
+                settled=self._remembered_from,
+            )
+        )
+        page = msgspec.structs.replace(page, mended=gone) if isinstance(page, EncodedPage) else None
+        accept = partial(self._accept_news, partial(self._note_aside, Aside((), tuple(gone))))
+        await self._send(Delivery(portfolio=self._portfolio.name, page=page, accept=accept))
+
+    def _name_what_is_left_out(self) -> None:
+        """What keeps a run from being whole though every walk came to its end."""
+        for kind, count in self._tally.oddities.items():
+            self._fail_text(
+                f"{count:,} orders {kind} came, and were left out. Run again; report it to the platform if it stays"
+            )
+        aside = self._checkpoint.aside()
+        for record in list(aside.values())[: self.MOST_NAMED]:
+            self._tally.failed.append(
+                Failure(
+                    portfolio=self._portfolio.name,
+                    enterprise=record.enterprise_id,
+                    services=() if record.service_id is None else (record.service_id,),
+                    error=f"order {record.id} is kept aside: {record.reason}. Every run asks for it again",
+                )
+            )
+        if len(aside) > self.MOST_NAMED:
+            self._fail_text(f"{len(aside) - self.MOST_NAMED:,} more orders are kept aside. See fetcher status")
 
     async def _deliver_news(self, note: Callable[[], None]) -> None:
         """Have something noted in the checkpoint after all that was delivered before."""
@@ -518,10 +711,9 @@ class PortfolioLoad:
 
     # The end
 
-    def _fail(self, item: Item | None, error: PlatformError | DataError) -> None:
-        request_id = error.request_id if isinstance(error, PlatformError) else None
+    def _fail(self, item: Item | None, error: PlatformError) -> None:
         if item is None:
-            self._fail_text(str(error), request_id)
+            self._fail_text(str(error), error.request_id)
             return
         shard = item.shard
         self._tally.failed.append(
@@ -531,26 +723,34 @@ class PortfolioLoad:
                 services=shard.service_ids,
                 window=(shard.window.start, shard.window.end),
                 error=str(error),
-                request_id=request_id,
+                request_id=error.request_id,
             )
         )
 
     def _fail_text(self, text: str, request_id: str | None = None) -> None:
         self._tally.failed.append(Failure(portfolio=self._portfolio.name, error=text, request_id=request_id))
 
-    def _end_run(self, target: Target | None) -> None:
+    def _end_run(self, found: Discovered | None, target: Target | None) -> None:
         """The last news of this portfolio: everything before it was accepted or rejected by now."""
-        whole = target is not None and not self._tally.failed
-        if whole:
+        read = target is not None and not self._tally.failed  # all of it, and what is kept aside is durable, too
+        watermark = target.window.end if read and target is not None else self._checkpoint.watermark
+        if read:
             self._checkpoint.whole()
-        if target is not None:
-            self._checkpoint.record_run(
-                self._record("whole", target.window.end)
-                if whole
-                else self._record("partly", self._checkpoint.watermark)
-            )
-        self._tally.watermark = target.window.end if whole and target is not None else self._checkpoint.watermark
+        self._name_what_is_left_out()
+        whole = read and not self._tally.failed
+        if target is not None and found is not None:
+            self._checkpoint.record_run(self._record("whole" if whole else "partly", watermark))
+            self._forget(found, target)
+        self._tally.watermark = watermark
         self._tally.phase = "done" if whole else "failed"
+
+    def _forget(self, found: Discovered, target: Target) -> None:
+        """Say what the sink may forget: what no walk brings again, but for walks of which the sink is to be read."""
+        services = {service.id.lower() for service in found.services if service.id not in self._bad}
+        settled = self._checkpoint.settled(services)
+        if settled is not None:
+            self._forget_before = max(settled, target.settled - self.LONGEST_MEMORY)
+            self._checkpoint.note_forgotten(self._forget_before)
 
     def _record(self, outcome: str, watermark: datetime | None) -> RunRecord:
         running = outcome == "running or killed"
@@ -562,6 +762,19 @@ class PortfolioLoad:
             watermark=watermark,
             failed=tuple(self._tally.failed[:100]),
         )
+
+
+def _versions(page: Page) -> Iterator[tuple[str, str]]:
+    """Each order's id and `UpdatedUtc`, also of those that cannot be read but that some sink may keep all the same."""
+    for order in page.orders:
+        yield order.id, order.updated_utc
+    for order in page.rejected:
+        if order.id is not None and order.updated_utc is not None:
+            yield order.id, order.updated_utc
+
+
+def _nothing() -> None:
+    """What a page stands for that no walk brought."""
 
 
 class _PortfolioFailedError(Exception):

@@ -42,6 +42,9 @@ class Shard(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     """Whether it reads on beyond the window's end, to whatever is newest when it is read."""
     repeats: bool = False
     """Whether an earlier walk may have committed orders of it."""
+    filtered: bool = False
+    """Whether the platform is asked for orders in the selection's states alone: nothing of these services and this time
+    is in the sink that could have changed to another state."""
 
     @cached_property
     def batch_key(self) -> str:
@@ -81,6 +84,7 @@ def plan(
     covered: Mapping[str, Windows],
     target: Target,
     tainted: Mapping[str, Windows] | None = None,
+    filtered_until: Mapping[str, datetime] | None = None,
 ) -> list[Shard]:
     """The shards that are missing, the newest first; enterprises take turns within the same window.
 
@@ -89,12 +93,14 @@ def plan(
         covered: by service id, the instants that need no walk. A service that is not in it needs all.
         target: what the run is to bring.
         tainted: by service id, instants that were begun and start again: their orders may come a second time.
+        filtered_until: by service id, up to when the platform may leave out other states, see `Shard.filtered`; a
+            service that is not in it is read whole.
     """
     shards: list[Shard] = []
-    for (enterprise, missing), members in _groups(services, covered, target).items():
+    for (enterprise, missing, until), members in _groups(services, covered, target, filtered_until or {}).items():
         for first in range(0, len(members), MAX_IDS):
             ids = tuple(members[first : first + MAX_IDS])
-            shards += _batch_shards(ids, enterprise, missing, target, tainted or {})
+            shards += _batch_shards(ids, enterprise, missing, target, tainted or {}, until)
     shards.sort(key=lambda shard: (shard.window.start, shard.window.end), reverse=True)  # stable: batches stay in turn
     return shards
 
@@ -138,15 +144,18 @@ def least_seconds(requests: int, limit: int, per_seconds: float) -> float:
 
 
 def _groups(
-    services: Iterable[ServiceRef], covered: Mapping[str, Windows], target: Target
-) -> dict[tuple[str | None, Windows], list[str]]:
-    """Services that can share a walk: of one enterprise (unless packed), and missing the same."""
-    groups: dict[tuple[str | None, Windows], list[str]] = {}
+    services: Iterable[ServiceRef],
+    covered: Mapping[str, Windows],
+    target: Target,
+    filtered_until: Mapping[str, datetime],
+) -> dict[tuple[str | None, Windows, datetime | None], list[str]]:
+    """Services that can share a walk: of one enterprise (unless packed), missing the same, filtered up to the same."""
+    groups: dict[tuple[str | None, Windows, datetime | None], list[str]] = {}
     for service in sorted(services):
         missing = subtract(target.window, covered.get(service.id, ()))
         if missing:
             enterprise = service.enterprise_id if target.shard_by == "enterprise" else None
-            groups.setdefault((enterprise, missing), []).append(service.id)
+            groups.setdefault((enterprise, missing, filtered_until.get(service.id)), []).append(service.id)
     for members in groups.values():
         members.sort()
     return groups
@@ -158,6 +167,7 @@ def _batch_shards(
     missing: Windows,
     target: Target,
     tainted: Mapping[str, Windows],
+    filtered_until: datetime | None,
 ) -> list[Shard]:
     begun = union(window for service in ids for window in tainted.get(service, ()))
     return [
@@ -168,6 +178,7 @@ def _batch_shards(
             settled=target.settled,
             open_ended=target.open_ended and window.end == target.window.end,
             repeats=overlaps(window, begun),
+            filtered=filtered_until is not None and window.end <= filtered_until,
         )
         for gap in missing
         for window in grid(gap, target.months)

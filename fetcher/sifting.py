@@ -3,22 +3,30 @@
 The platform may read an interval with or without its end, so an order on an edge comes in one window or in two; it is
 kept in the window that begins there, and only there (promises P1 and P2). What the platform should not have sent, it
 is told apart from, and counted; but for what is twice in one page: keyed sinks need not know, appending ones find out.
+An id is an id whatever its case. Orders that cannot be read are sifted by what of them can.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from fetcher.connector.types import ProductServiceOrder, parse_utc
-from fetcher.errors import DataError
+from fetcher.connector.operations import Listing
+from fetcher.connector.rejecting import reject
+from fetcher.connector.types import ProductServiceOrder, RejectedOrder, parse_utc
 from fetcher.plan import Shard
 
 OUTSIDE = "outside its window"
 UNASKED = "of a service that was not asked for"
+
+_EDGE = timedelta(seconds=1)
+"""A platform that compares whole seconds, and includes the end, sends what is updated within the second after it."""
+_DIGITS = b"0123456789."
+_SHAPE = b"--T::Z"
+"""What is left of a time as the platform writes it, without its digits."""
 
 
 class Sifted(msgspec.Struct, frozen=True):
@@ -26,11 +34,15 @@ class Sifted(msgspec.Struct, frozen=True):
 
     kept: list[ProductServiceOrder]
     skipped: frozenset[int]
-    """Positions in the page of those that were not kept."""
+    """Positions among the readable orders of those that were not kept."""
     oddities: Counter[str]
     """How many the platform should not have sent, by kind; an order on the window's edge is none."""
     latest: str
     """The latest `UpdatedUtc` of what was kept; empty if nothing was."""
+    rejected: Sequence[RejectedOrder] = ()
+    """Orders that cannot be read and may be the shard's."""
+    unreadable: Sequence[int] = ()
+    """Positions, part of `skipped`, of orders that were readable but for their `UpdatedUtc`."""
 
 
 def time_key(instant: datetime) -> str:
@@ -47,53 +59,73 @@ class Sieve:
 
     def __init__(self, shard: Shard) -> None:
         self._services = frozenset(shard.service_ids)
+        self._lower = frozenset(service.lower() for service in shard.service_ids)
         self._start = time_key(shard.window.start)
-        self._end = "~" if shard.open_ended else time_key(shard.window.end)  # "~" sorts after every digit
+        self._end = "3" if shard.open_ended else time_key(shard.window.end)  # before the year 3000
         self._shard = shard
 
-    def sift(self, orders: list[ProductServiceOrder]) -> Sifted:
-        """The orders of a page that are the shard's.
-
-        Raises:
-            DataError: an order's `UpdatedUtc` is no time.
-        """
-        if not orders:
+    def sift(self, listing: Listing[ProductServiceOrder]) -> Sifted:
+        """The orders of a page that are the shard's."""
+        orders = listing.items
+        if not listing.count:
             return Sifted(orders, frozenset(), Counter(), "")
         # Every order passes here: columns first, each order only where one of them is not as it should be.
         times = [order.updated_utc for order in orders]
-        latest = max(times)
         if (
-            self._start <= min(times)
-            and latest < self._end
+            not listing.rejected
+            and self._start <= min(times)
+            and (latest := max(times)) < self._end
             and self._services.issuperset([order.service_id for order in orders])
+            and "".join(times).encode().translate(None, _DIGITS) == _SHAPE * len(times)
+            and _instant(latest) is not None
         ):
             return Sifted(orders, frozenset(), Counter(), latest)
-        return self._sift_each(orders)
+        return self._sift_each(listing)
 
-    def _sift_each(self, orders: Sequence[ProductServiceOrder]) -> Sifted:
+    def _sift_each(self, listing: Listing[ProductServiceOrder]) -> Sifted:
         kept: list[ProductServiceOrder] = []
         skipped: set[int] = set()
+        unreadable: list[int] = []
         oddities: Counter[str] = Counter()
-        for position, order in enumerate(orders):
-            reason = self._reason(order)
-            if reason is None:
+        for position, order in enumerate(listing.items):
+            updated = _instant(order.updated_utc)
+            reason = self._reason(order.service_id, updated)
+            if reason is None and updated is not None:
                 kept.append(order)
                 continue
             skipped.add(position)
-            if reason:
+            if reason is None:
+                unreadable.append(position)
+            elif reason:
+                oddities[reason] += 1
+        rejected: list[RejectedOrder] = []
+        for order in listing.rejected.values():
+            updated = None if order.updated_utc is None else _instant(order.updated_utc)
+            reason = self._reason(order.service_id, updated)
+            if reason is None:
+                rejected.append(order)
+            elif reason:
                 oddities[reason] += 1
         latest = max([order.updated_utc for order in kept], default="")
-        return Sifted(kept, frozenset(skipped), oddities, latest)
+        return Sifted(kept, frozenset(skipped), oddities, latest, rejected, unreadable)
 
-    def _reason(self, order: ProductServiceOrder) -> str | None:
-        """Why an order is not kept: `None` it is, empty it is on the edge, else the oddity."""
-        try:
-            updated = parse_utc(order.updated_utc)
-        except ValueError:
-            raise DataError(order.id, "UpdatedUtc", "a time in ISO 8601", "other text") from None
+    def _reason(self, service: str | None, updated: datetime | None) -> str | None:
+        """Why an order is not kept: `None` it is, empty it is on the edge, else the oddity. What is unknown fits."""
         window = self._shard.window
-        if updated < window.start or (updated >= window.end and not self._shard.open_ended):
-            return "" if updated == window.end else OUTSIDE
-        if order.service_id not in self._services:
+        if updated is not None and (updated < window.start or (updated >= window.end and not self._shard.open_ended)):
+            return "" if window.end <= updated < window.end + _EDGE else OUTSIDE
+        if service is not None and service.lower() not in self._lower:
             return UNASKED
+        return None
+
+
+def unreadable_time(raw: bytes) -> RejectedOrder:
+    """An order whose `UpdatedUtc` is no time."""
+    return reject(raw, "UpdatedUtc should be an ISO 8601 time, found other text")
+
+
+def _instant(text: str) -> datetime | None:
+    try:
+        return parse_utc(text)
+    except (ValueError, OverflowError):
         return None

@@ -9,16 +9,18 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio
+import msgspec
 
 from fetcher.config import Config
 from fetcher.errors import IncompleteError, MissingExtraError
 from fetcher.job import Job
+from fetcher.progress import Failure
 
 try:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from fetcher.sinks.table import SCHEMA, to_record_batch
+    from fetcher.sinks.table import SCHEMA, fitting
 except ImportError as missing:
     raise MissingExtraError("fetcher.load", "parquet") from missing
 
@@ -32,8 +34,16 @@ def load_table(config: Config) -> pa.Table:
 
 async def _collect(config: Config) -> pa.Table:
     async with Job(config) as job:
-        batches = [to_record_batch(page) async for page in job.pages()]
-        failed = [failure for tally in job.tallies for failure in tally.failed]
+        batches: list[pa.RecordBatch] = []
+        misfits: list[Failure] = []
+        async for page in job.pages():
+            batch, rejected = fitting(msgspec.structs.replace(page, rejected=()))
+            batches.append(batch)
+            misfits += [
+                Failure(portfolio=row.portfolio, enterprise=row.enterprise_id, error=f"order {row.id}: {row.reason}")
+                for row in rejected
+            ]
+        failed = [failure for tally in job.tallies for failure in tally.failed] + misfits
     table = _newest(pa.Table.from_batches(batches, SCHEMA))
     if failed:
         raise IncompleteError(failed, table)
@@ -41,11 +51,13 @@ async def _collect(config: Config) -> pa.Table:
 
 
 def _newest(table: pa.Table) -> pa.Table:
-    """One row an order: its newest version. Only what changed while it was read comes twice."""
-    if len(pc.unique(table["id"])) == len(table):
+    """One row an order: its newest version; of equal times, what came last. Only what changed meanwhile comes twice."""
+    ids = pc.ascii_lower(table["id"])
+    if len(pc.unique(ids)) == len(table):
         return table
-    order = pc.sort_indices(table, [("updated_utc", "descending")])
-    table = table.take(order)
-    numbered = table.select(["id"]).append_column("row", pa.array(range(len(table)), pa.int64()))
-    first = numbered.group_by("id").aggregate([("row", "min")])["row_min"]
-    return table.take(first.sort())
+    places = pa.array(range(len(table)), pa.int64())
+    numbered = pa.table({"id": ids, "updated": table["updated_utc"], "place": places})
+    numbered = numbered.take(pc.sort_indices(numbered, [("updated", "descending"), ("place", "descending")]))
+    numbered = numbered.append_column("rank", places)
+    first = numbered.group_by("id").aggregate([("rank", "min")])["rank_min"]
+    return table.take(numbered["place"].take(first).sort())

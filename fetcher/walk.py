@@ -13,20 +13,27 @@ No page that was received is asked for again, except in case 3: parts of a split
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
 
 import anyio
 import msgspec
 
 from fetcher.checkpoint import Position
 from fetcher.connector.client import Answer, Connector
-from fetcher.connector.operations import MAX_MONTHS, Interval, Limitation, OrdersOperation, OrdersRequest
+from fetcher.connector.operations import (
+    MAX_MONTHS,
+    Interval,
+    Limitation,
+    OrdersOperation,
+    OrdersRequest,
+    raw_orders,
+)
 from fetcher.connector.types import ProductServiceOrder
-from fetcher.errors import BadResponseError, DataError, InvalidRequestError, TooHeavyError
+from fetcher.errors import BadResponseError, InvalidRequestError, TooHeavyError
 from fetcher.page_size import PageSize
 from fetcher.plan import Shard, split_services, split_window
-from fetcher.sifting import Sieve, Sifted
+from fetcher.sifting import Sieve, Sifted, unreadable_time
 from fetcher.sinks.base import Page
 from fetcher.windows import add_months
 
@@ -63,12 +70,36 @@ class Scope(msgspec.Struct, frozen=True):
     connector: Connector
     operation: OrdersOperation
     enterprise_ids: Mapping[str, str]
-    states: Sequence[str] | None
+    states: tuple[str, ...] | None
     page_size: int
     settled: str
     """See `Page.settled`."""
     room: anyio.Semaphore
     """For pages in memory; whoever a page is delivered to releases it."""
+    full_since: datetime | None = None
+    """See `Page.full_since`."""
+
+    def page(self, answer: Answer[ProductServiceOrder], sifted: Sifted, *, repeats: bool, filtered: bool) -> Page:
+        """What a sink is to have of an answer; `filtered`: the platform sent no orders in other states."""
+        rejected = sifted.rejected
+        if sifted.unreadable:
+            readable = [place for place in range(answer.listing.count) if place not in answer.listing.rejected]
+            raws = raw_orders(answer.body)
+            rejected = [*rejected, *(unreadable_time(bytes(raws[readable[place]])) for place in sifted.unreadable)]
+        return Page(
+            portfolio=self.portfolio,
+            enterprise_ids=self.enterprise_ids,
+            orders=sifted.kept,
+            body=answer.body,
+            skipped=answer.listing.places(sifted.skipped),
+            latest=sifted.latest,
+            fetched_utc=answer.fetched_utc,
+            settled=self.settled,
+            repeats=repeats,
+            rejected=rejected,
+            states=None if filtered else self.states,
+            full_since=self.full_since,
+        )
 
 
 class Lineage:
@@ -135,14 +166,14 @@ class Walk:
 
         Raises:
             InvalidRequestError: a service is refused, or the request as a whole.
-            PlatformError, DataError: the rest of the shard cannot be had now.
+            PlatformError: the rest of the shard cannot be had now.
         """
         whole_from_here = self._cursor is None
         while True:
             count = self._size.count
             try:
                 answer = await self._ask(count)
-                finished = len(answer.listing.items) < count
+                finished = answer.listing.count < count
             except TooHeavyError as error:
                 if (split := self._ask_for_less(error)) is not None:
                     return split
@@ -168,7 +199,7 @@ class Walk:
             Limitation(count, self._cursor),
             self._shard.service_ids,
             self._interval,
-            self._scope.states,
+            self._scope.states if self._shard.filtered else None,
         )
         try:
             answer = await self._scope.connector.call(self._scope.operation, request, self._scope.room)
@@ -176,7 +207,7 @@ class Walk:
             if error.names_cursor and self._cursor is not None:
                 raise _LostCursorError(error) from None
             raise
-        if len(answer.listing.items) >= count:
+        if answer.listing.count >= count:
             self._check_cursor(answer)
         return answer
 
@@ -225,22 +256,8 @@ class Walk:
         return Split(tuple((half, fresh) for half in halves))
 
     def _step(self, answer: Answer[ProductServiceOrder], position: Position | None) -> Step:
-        try:
-            sifted = self._sieve.sift(answer.listing.items)
-        except DataError:
-            self._scope.room.release()
-            raise
-        page = Page(
-            portfolio=self._scope.portfolio,
-            enterprise_ids=self._scope.enterprise_ids,
-            orders=sifted.kept,
-            body=answer.body,
-            skipped=sifted.skipped,
-            latest=sifted.latest,
-            fetched_utc=answer.fetched_utc,
-            settled=self._scope.settled,
-            repeats=self._shard.repeats,
-        )
+        sifted = self._sieve.sift(answer.listing)
+        page = self._scope.page(answer, sifted, repeats=self._shard.repeats, filtered=self._shard.filtered)
         return Step(self._shard, page, position, sifted)
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import formatdate
-from typing import Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 import anyio
 import msgspec
@@ -33,7 +33,6 @@ from fetcher.connector.transport import Reply, Transport, TransportError, brings
 from fetcher.errors import (
     AccessDeniedError,
     BadResponseError,
-    DataError,
     InvalidRequestError,
     PlatformError,
     TooHeavyError,
@@ -132,13 +131,12 @@ class Connector:
             InvalidRequestError: another 4xx, or a redirect.
             UnavailableError: the platform is down, or refuses, for longer than anybody should wait.
             BadResponseError: its answers cannot be used, however often.
-            DataError: a page came, but an order in it cannot be read.
         """
         body = self._credentials.sign(request)
         retry = _Retry()
         while True:
             try:
-                return await self._try(operation, body, room)
+                return await self._try(operation, body, room, retry)
             except _AgainError as failed:
                 again = failed
             if self.platform.circuit.down_seconds is None:  # an outage is no fault of this request
@@ -161,15 +159,17 @@ class Connector:
             self.budget.pause(pause)
         return pause
 
-    async def _try(self, operation: Operation[T], body: bytes, room: anyio.Semaphore | None) -> Answer[T]:
+    async def _try(
+        self, operation: Operation[T], body: bytes, room: anyio.Semaphore | None, retry: _Retry
+    ) -> Answer[T]:
         path = operation.path
         reply = await self._send(path, body, room)
         if reply.status == 204:  # an empty page, where the platform honours `Prefer: return=minimal`
             return Answer(Listing[T]([], None), b"", self._now())
         if reply.status == 200:
             try:
-                return self._page(operation, reply)
-            except (_AgainError, DataError) as found:
+                return self._page(operation, reply, retry)
+            except _AgainError as found:
                 error: Exception = found
         else:
             error = _translate(path, reply)
@@ -242,10 +242,14 @@ class Connector:
         self.platform.clock.observe(reply.headers.get("Date"))
         return reply
 
-    def _page(self, operation: Operation[T], reply: Reply) -> Answer[T]:
+    def _page(self, operation: Operation[T], reply: Reply, retry: _Retry) -> Answer[T]:
         try:
             return Answer(operation.decode(reply.body), reply.body, self._now())
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            # What a network damaged comes whole the next time; what the platform holds comes the same.
+            salvaged = operation.salvage(reply.body)
+            if salvaged is not None and retry.same_damage(salvaged):
+                return Answer(salvaged, reply.body, self._now())
             detail = _DECODING.get(type(error), "the body is no page of this operation")
             request_id = reply.headers.get("Request-Id")
             raise _AgainError(
@@ -284,12 +288,18 @@ class _Retry:
         self.tries = 0
         self.throttled = 0
         self.heavy = 0
+        self._damage: frozenset[bytes] | None = None
 
     def count(self, again: _AgainError) -> None:
         self.tries += not again.throttled
         self.heavy += again.heavy
         # Refusals count only in a row: a call that gets through and fails otherwise is not being refused.
         self.throttled = self.throttled + 1 if again.throttled else 0
+
+    def same_damage(self, listing: Listing[Any]) -> bool:
+        """Whether the answer before was damaged in the same items, byte for byte."""
+        before, self._damage = self._damage, frozenset(order.raw for order in listing.rejected.values())
+        return before == self._damage
 
     def exhausted(self, limits: Connector) -> bool:
         # A second time-out: more of the same would only weigh on a platform that struggles; the caller asks for less.

@@ -7,14 +7,21 @@ when it is created (contract, "The three operations of the main job"), so that n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
-from fetcher.connector.types import Enterprise, OrderOptions, ProductServiceOrder, Service, utc_text
-from fetcher.errors import DataError
+from fetcher.connector.rejecting import cut_items, reason_of, reject
+from fetcher.connector.types import (
+    Enterprise,
+    OrderOptions,
+    ProductServiceOrder,
+    RejectedOrder,
+    Service,
+    utc_text,
+)
 from fetcher.windows import add_months
 
 MAX_IDS = 1000
@@ -76,15 +83,22 @@ class ServicesRequest(msgspec.Struct, frozen=True, rename="pascal", omit_default
 
 
 class OrdersRequest(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """Which orders: of 1 to 1000 services, updated in an interval, in one of the states (`None`: any)."""
+    """Which orders: of 1 to 1000 services, updated in an interval, in one of the states (`None`: any).
+
+    Or, where no interval is given, those of 1 to 1000 ids.
+    """
 
     limitation: Limitation
     service_ids: Sequence[str]
-    updated_utc: Interval
+    updated_utc: Interval | None = None
     states: Sequence[str] | None = None
+    product_service_order_ids: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         _check_ids(self.service_ids)
+        _check_ids(self.product_service_order_ids)
+        if self.updated_utc is None and self.product_service_order_ids is None:
+            raise ValueError("orders are asked for by an interval, or by their ids")
         if self.states is not None and not self.states:
             raise ValueError("an empty list of states is an error at the platform; None is no filter")
 
@@ -103,6 +117,20 @@ class Listing(msgspec.Struct, Generic[T], frozen=True):
     items: list[T]
     cursor: str | None = None
     """Id of the oldest item; what is older is got with it. `None` only where the page is empty, or by mistake."""
+    rejected: Mapping[int, RejectedOrder] = {}
+    """By its place in the answer, each item that cannot be read; they are not in `items`."""
+
+    @property
+    def count(self) -> int:
+        """How many items the answer has, readable or not."""
+        return len(self.items) + len(self.rejected)
+
+    def places(self, skipped: frozenset[int]) -> frozenset[int]:
+        """Places in the answer of items that are rejected, or whose positions in `items` are `skipped`."""
+        if not self.rejected:
+            return skipped
+        readable = [place for place in range(self.count) if place not in self.rejected]
+        return frozenset(self.rejected) | {readable[position] for position in skipped}
 
 
 class Operation(Generic[T]):
@@ -116,10 +144,17 @@ class Operation(Generic[T]):
         """The page in `body`.
 
         Raises:
-            msgspec.DecodeError, RecursionError: it is not a page of this operation.
-            DataError: it is one, but an item cannot be read.
+            msgspec.DecodeError, UnicodeDecodeError, RecursionError: it is not a page of this operation.
         """
         return Listing(*msgspec.structs.astuple(self._decoder.decode(body)))
+
+    def salvage(self, body: bytes) -> Listing[T] | None:
+        """The page in a `body` that is no JSON because of single items in it, which are rejected.
+
+        `None` if it is no such page. The body may have been damaged on its way: ask again before you believe it.
+        """
+        del body
+        return None
 
 
 class OrdersOperation(Operation[ProductServiceOrder]):
@@ -139,19 +174,56 @@ class OrdersOperation(Operation[ProductServiceOrder]):
         self._learn()
 
     def decode(self, body: bytes) -> Listing[ProductServiceOrder]:
-        """As for every operation; also notes unknown properties in `unknown`, as `Name` or `Options.Name`."""
+        """As for every operation; also notes unknown properties in `unknown`, as `Name` or `Options.Name`.
+
+        Orders that cannot be read are rejected, each alone (promise P7).
+        """
         while True:
             try:
                 return super().decode(body)
             except msgspec.ValidationError as error:
                 if not self._note_unknown(str(error)):
-                    raise self._blame(body, error) from None
+                    page = _RAW_PAGE.decode(body)  # raises where it is no page at all
+                    return self._each(page.items, page.cursor)
+
+    def salvage(self, body: bytes) -> Listing[ProductServiceOrder] | None:
+        """See `Operation.salvage`."""
+        cut = cut_items(body, _ORDERS)
+        if cut is None:
+            return None
+        raws, rest = cut
+        try:
+            return self._each(raws, _RAW_PAGE.decode(rest).cursor)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def _each(self, raws: Sequence[bytes | msgspec.Raw], cursor: str | None) -> Listing[ProductServiceOrder]:
+        """A page read order by order."""
+        items: list[ProductServiceOrder] = []
+        rejected: dict[int, RejectedOrder] = {}
+        for place, raw in enumerate(raws):
+            order = self._one(raw)
+            if isinstance(order, RejectedOrder):
+                rejected[place] = order
+            else:
+                items.append(order)
+        return Listing(items, cursor, rejected)
+
+    def _one(self, raw: bytes | msgspec.Raw) -> ProductServiceOrder | RejectedOrder:
+        while True:
+            try:
+                return cast(ProductServiceOrder, self._order_decoder.decode(raw))
+            except msgspec.ValidationError as error:
+                if not self._note_unknown(str(error)):
+                    return reject(bytes(raw), reason_of(str(error)))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                return reject(bytes(raw), "the order should be JSON text, found other bytes")
 
     def _note_unknown(self, message: str) -> bool:
         found = _UNKNOWN.match(message)
         if found is None:
             return False
-        prefix = "Options." if found["path"].endswith(".Options") else ""
+        prefix = "Options." if (found["path"] or "").endswith(".Options") else ""
         self.unknown.append(f"{prefix}{found['name']}")
         self._learn()
         return True
@@ -160,31 +232,18 @@ class OrdersOperation(Operation[ProductServiceOrder]):
         """Take a struct that knows the properties noted so far, and forbids all others."""
         if len(self.unknown) >= self.MOST_UNKNOWN:
             self._decoder = self._lenient
+            self._order_decoder = msgspec.json.Decoder(ProductServiceOrder)
             return
         inner = [name.removeprefix("Options.") for name in self.unknown if name.startswith("Options.")]
         outer = [name for name in self.unknown if not name.startswith("Options.")]
         options = _extended("Options", OrderOptions, inner, [])
         order = _extended("Order", ProductServiceOrder, outer, [("options", options)])
         self._decoder = msgspec.json.Decoder(_listing_type(_ORDERS, order))
-
-    def _blame(self, body: bytes, error: msgspec.ValidationError) -> Exception:
-        """The error that names the first order that cannot be read; `error` itself if no single one is at fault."""
-        try:
-            raws = _RAW_ORDERS.decode(body).items
-        except msgspec.ValidationError:
-            return error
-        for raw in raws:
-            try:
-                _ONE_ORDER.decode(raw)
-            except msgspec.ValidationError as reason:
-                return _data_error(raw, str(reason))
-        return error
+        self._order_decoder = msgspec.json.Decoder(order)
 
 
 _ORDERS = "ProductServiceOrders"
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`(?: - at `(?P<path>[^`]*)`)?")
-_MISMATCH = re.compile(r"Expected `(?P<expected>[^`]*)`, got `(?P<found>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
-_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 
 
 def _listing_type(list_name: str, item: type[T]) -> type[msgspec.Struct]:
@@ -218,30 +277,23 @@ def _extended(
     )
 
 
-class _RawOrders(msgspec.Struct):
+class _RawPage(msgspec.Struct):
     items: list[msgspec.Raw] = msgspec.field(name=_ORDERS)
+    cursor: str | None = msgspec.field(name="Cursor", default=None)
 
 
-class _ReadableId(msgspec.Struct):
-    id: str = msgspec.field(name="Id")
+_RAW_PAGE = msgspec.json.Decoder(_RawPage)
 
 
-_ONE_ORDER = msgspec.json.Decoder(ProductServiceOrder)
-_RAW_ORDERS = msgspec.json.Decoder(_RawOrders)
-_ID = msgspec.json.Decoder(_ReadableId)
-
-
-def _data_error(raw: msgspec.Raw, reason: str) -> DataError:
+def raw_orders(body: bytes) -> Sequence[bytes | msgspec.Raw]:
+    """Each order of a page that was decoded or salvaged, as the bytes that came; none for an empty body (204)."""
+    if not body:
+        return []
     try:
-        order = _ID.decode(raw).id
-    except msgspec.ValidationError:
-        order = None
-    if found := _MISMATCH.match(reason):
-        return DataError(order, found["path"] or "the order", found["expected"], found["found"])
-    if found := _MISSING.match(reason):
-        path = f"{found['path']}." if found["path"] else ""
-        return DataError(order, f"{path}{found['name']}", "there", "nothing")
-    return DataError(order, "a property", "as documented", "something else")
+        return _RAW_PAGE.decode(body).items
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        cut = cut_items(body, _ORDERS)
+        return [] if cut is None else cut[0]
 
 
 ENTERPRISES = Operation("enterprises/getAll", "Enterprises", Enterprise)

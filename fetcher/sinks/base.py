@@ -8,12 +8,14 @@ them beside its rows and hands them back when it is opened again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from hashlib import blake2b
 from typing import Any, ClassVar
 
 import msgspec
 
+from fetcher.connector.operations import raw_orders
 from fetcher.connector.types import ProductServiceOrder, RejectedOrder
 
 Progress = dict[str, str]
@@ -49,31 +51,22 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     """When a run that reads everything again began (`--full`): what a keyed sink holds from before it is replaced by
     whatever comes, even by an older version. `None`: by newer versions alone."""
 
-    def lines(self) -> list[msgspec.Raw]:
+    def lines(self) -> Sequence[bytes | msgspec.Raw]:
         """Each order of `orders` as the bytes that came, in the same order; line breaks between tokens are spaces."""
-        if not self.body:  # 204
-            return []
         body = self.body
         if b"\n" in body or b"\r" in body:  # never within a JSON string: there they are escaped
             body = body.replace(b"\n", b" ").replace(b"\r", b" ")
-        items = _ITEMS.decode(body).items
+        items = raw_orders(body)
         if not self.skipped:
             return items
         return [item for position, item in enumerate(items) if position not in self.skipped]
 
 
-class _Items(msgspec.Struct):
-    items: list[msgspec.Raw] = msgspec.field(name="ProductServiceOrders", default_factory=list[msgspec.Raw])
-
-
-_ITEMS = msgspec.json.Decoder(_Items)
-
-
 class RejectedRow(msgspec.Struct, frozen=True, kw_only=True):
     """An order that is kept aside: the platform's bytes, where they came from, and why they are not among the rows."""
 
-    id: str | None
-    """As it was sent; `None` if not even that can be read: then it cannot be asked for again."""
+    id: str
+    """As it was sent; where not even that can be read, `unreadable-` and a digest of `raw`."""
     portfolio: str
     enterprise_id: str | None
     stream: str = "product_service_orders"
@@ -86,12 +79,20 @@ class RejectedRow(msgspec.Struct, frozen=True, kw_only=True):
     service_id: str | None = None
     updated_utc: str | None = None
 
+    has_id: bool = True
+    """Whether `id` is the order's own."""
+
+    @property
+    def key(self) -> str:
+        """The id in small letters: an id is an id whatever its case."""
+        return self.id.lower()
+
 
 def rejected_row(page: Page, order: RejectedOrder) -> RejectedRow:
     """An order of `page` as it is kept aside."""
     service = order.service_id
     return RejectedRow(
-        id=order.id,
+        id=order.id or f"unreadable-{blake2b(order.raw, digest_size=8).hexdigest()}",
         portfolio=page.portfolio,
         enterprise_id=None if service is None else page.enterprise_ids.get(service.lower()),
         reason=order.reason,
@@ -99,6 +100,7 @@ def rejected_row(page: Page, order: RejectedOrder) -> RejectedRow:
         rejected_utc=page.fetched_utc,
         service_id=service,
         updated_utc=order.updated_utc,
+        has_id=order.id is not None,
     )
 
 
@@ -112,7 +114,7 @@ class EncodedPage(msgspec.Struct, frozen=True, kw_only=True):
     rejected: Sequence[RejectedRow] = ()
     """What is to be kept aside: orders that cannot be read, or that the sink cannot hold."""
     mended: Sequence[str] = ()
-    """Ids, in small letters, of orders that were kept aside, and are so no longer: a readable version came."""
+    """Keys (see `RejectedRow.key`) of what was kept aside, and is so no longer: a readable version came, say."""
     states: tuple[str, ...] | None = None
     """See `Page.states`."""
     full_since: datetime | None = None
@@ -141,6 +143,24 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     forget_before: Mapping[str, str] = {}
     """By portfolio: no later walk of it sends an order updated before this time again (form of `Page.settled`). What
     an appending sink remembers of such orders, to recognise repeats, may go. Of those that are not named, all stays."""
+
+
+def kept_aside(pages: Iterable[EncodedPage]) -> tuple[set[tuple[str, str]], list[RejectedRow]]:
+    """What a batch changes in what is kept aside: portfolio and key of what goes from there, and what comes.
+
+    Whatever comes takes the place of what is there of its key, so that goes too. Page by page: an order may be rejected
+    in one, and come readable in the next.
+    """
+    gone: set[tuple[str, str]] = set()
+    rows: dict[tuple[str, str], RejectedRow] = {}
+    for page in pages:
+        for key in page.mended:
+            gone.add((page.portfolio, key))
+            rows.pop((page.portfolio, key), None)
+        for row in page.rejected:
+            gone.add((row.portfolio, row.key))
+            rows[row.portfolio, row.key] = row
+    return gone, list(rows.values())
 
 
 class Holdings(msgspec.Struct, frozen=True, kw_only=True):

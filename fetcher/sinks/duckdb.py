@@ -27,7 +27,7 @@ try:
     import pyarrow as pa
 
     from fetcher.sinks.database import PROGRESS, TABLE, ColumnTypes, columns, definition, difference
-    from fetcher.sinks.table import POOL, SCHEMA, Columns, require_uuids, to_record_batch
+    from fetcher.sinks.table import POOL, SCHEMA, Columns, fitting, require_uuids
 except ImportError as missing:
     raise MissingExtraError("duckdb:", "duckdb") from missing
 
@@ -70,9 +70,9 @@ class DuckdbSink(Sink):
 
     def encode(self, page: Page) -> EncodedPage:
         """The page as an Arrow record batch."""
-        batch = to_record_batch(page)
-        require_uuids(batch)
-        return EncodedPage.of(page, rows=batch.num_rows, size=batch.nbytes, payload=Columns(batch))
+        batch, rejected = fitting(page, require_uuids)
+        payload = Columns(batch)
+        return EncodedPage.of(page, rows=batch.num_rows, size=batch.nbytes, payload=payload, rejected=rejected)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from fetcher.connector.types import RejectedOrder
 from fetcher.errors import ConfigError, MissingExtraError, SinkError
 from fetcher.sinks.append import AppendFile, Text
-from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink, rejected_row
 from fetcher.sinks.ledger import (
     Ledger,
     Versions,
@@ -32,10 +33,11 @@ from fetcher.sinks.ledger import (
     read_holdings,
     sync_folder,
     translated,
-    version_digest,
     versions_of,
 )
 from fetcher.sinks.lines import lines_of
+from fetcher.sinks.rejected import RejectedFile
+from fetcher.sinks.versions import Version, version_of_line
 
 log = logging.getLogger("fetcher")
 
@@ -50,9 +52,9 @@ class _Lines(msgspec.Struct, frozen=True):
         """For another process: the text beside the pickle, not in it."""
         return _Lines, (PickleBuffer(self.text), self.versions)
 
-    def read(self) -> Iterable[tuple[str, str]]:
-        """Each order's id and `UpdatedUtc`."""
-        return map(_version, bytes(self.text).splitlines())
+    def read(self) -> Iterable[Version]:
+        """Each order's version."""
+        return map(version_of_line, bytes(self.text).splitlines())
 
     def only(self, positions: list[int] | None) -> Text:
         """The lines at these positions; `None`: all."""
@@ -85,7 +87,7 @@ class JsonlSink(Sink):
         self._path = path
         self._codec = codec
         self._ledger_path = path.with_name(f".{path.name}.fetcher")
-        self._ledger = Ledger(url, self._ledger_path, self._scan)
+        self._ledger = Ledger(url, self._ledger_path, self._scan, RejectedFile.beside(path))
         self._file: AppendFile | None = None
 
     def probe(self) -> None:
@@ -116,6 +118,7 @@ class JsonlSink(Sink):
                 raise SinkError(self.url, cause, cure)
             if created:
                 sync_folder(self._path.parent)
+        self._ledger.renew()
         return progress
 
     def encode(self, page: Page) -> EncodedPage:
@@ -144,6 +147,7 @@ class JsonlSink(Sink):
                 with suppress(OSError):  # when it is opened the next time, it is cut again
                     file.cut(length)
                 raise
+            self._ledger.show_aside()
         return rows
 
     def holdings(self) -> Holdings:
@@ -172,10 +176,9 @@ class JsonlSink(Sink):
             cure = "Name another file, or move this one away"
             raise SinkError(self.url, "the file is there already, and was not written by fetcher", cure)
 
-    def _scan(self) -> Iterator[bytes]:
+    def _scan(self) -> Iterator[Version]:
         with self._codec.read(self._path) as lines:
-            for line in lines:
-                yield version_digest(*_version(line))
+            yield from map(version_of_line, lines)
 
 
 class StdoutSink(Sink):
@@ -196,6 +199,7 @@ class StdoutSink(Sink):
         """See `Sink.open`."""
         log.warning("standard output cannot be resumed: a run that is broken off starts over")
         self._ledger.open()
+        self._ledger.renew()
         self._ledger.index()
         return {}
 
@@ -228,8 +232,20 @@ class StdoutSink(Sink):
 
 def _encoded(page: Page) -> EncodedPage:
     text = lines_of(page)
-    payload = _Lines(text, versions_of(page))
-    return EncodedPage.of(page, rows=len(page.orders), size=len(text), payload=payload)
+    if not page.rejected:
+        payload = _Lines(text, versions_of(page))
+        return EncodedPage.of(page, rows=len(page.orders), size=len(text), payload=payload)
+    kept = [order for order in page.rejected if _can_keep(order)]
+    text = b"".join([text, *(b"%b\n" % order.raw for order in kept)])
+    latest = max([page.latest, *(order.updated_utc or "" for order in kept)])
+    payload = _Lines(text, versions_of(page, latest, twins=True))
+    rejected = [rejected_row(page, order) for order in page.rejected if not _can_keep(order)]
+    return EncodedPage.of(page, rows=len(page.orders) + len(kept), size=len(text), payload=payload, rejected=rejected)
+
+
+def _can_keep(order: RejectedOrder) -> bool:
+    """Whether an order that cannot be read whole is a line all the same: one can tell which version of what it is."""
+    return order.is_json and None not in (order.id, order.service_id, order.updated_utc)
 
 
 def make(url: str) -> Sink:
@@ -242,19 +258,6 @@ def make(url: str) -> Sink:
     path = Path(name).expanduser()
     codec = {".gz": _gzip, ".zst": _zstd}.get(path.suffix, _plain)()
     return JsonlSink(url, path, codec)
-
-
-class _VersionLine(msgspec.Struct):
-    id: str = msgspec.field(name="Id")
-    updated: str = msgspec.field(name="UpdatedUtc")
-
-
-_VERSION = msgspec.json.Decoder(_VersionLine)
-
-
-def _version(line: bytes | bytearray) -> tuple[str, str]:
-    version = _VERSION.decode(line)
-    return version.id, version.updated
 
 
 def _plain() -> _Codec:

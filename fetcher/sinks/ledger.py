@@ -3,27 +3,28 @@
 The rule that cannot be broken: what is recorded here is durable in the files, and what is not recorded does not count
 (promise P3). A file is written and synced before it is recorded, in one transaction with the progress.
 
-An appending sink holds each version (`Id`, `UpdatedUtc`) once (promise P2). Three kinds of versions may come again:
+An appending sink holds each version once (promise P2, `fetcher.sinks.versions`). Three kinds may come again:
 
-1. Updated since the run's end, less the overlap: the closing of this run or the next run reads them again. Their
-   digests are remembered until no walk asks for them any more: a few minutes' worth.
+1. Updated since the run's end, less the overlap: the closing of this run or the next run reads them again. They are
+   remembered, by portfolio, until no walk asks for them any more: a few minutes' worth.
 2. Of a walk that starts again (`Page.repeats`): rare, so the files are read once, and all versions go to a
    temporary index on disk.
 3. Twice in one page, which only a platform with a fault would send.
 
-The index, once made, also takes what is written after it.
+What comes is compared with what was held last of the same order and time: an order that changes from one content to
+another and back within a second has three versions. The index, once made, also takes what is written after it.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,43 +32,54 @@ import msgspec
 
 from fetcher.connector.types import parse_utc
 from fetcher.errors import SinkBusyError, SinkError
-from fetcher.sinks.base import Batch, Holdings, Page, Progress
+from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, kept_aside
+from fetcher.sinks.rejected import RejectedFile, line_of
+from fetcher.sinks.versions import Version
 
-_VERSION = "1"
+_VERSION = "2"
+_OLDER = "1"
+"""Told versions by order and time alone, and did not know whose they are."""
 _SCHEMA = """
-CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE progress (name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE total (portfolio TEXT PRIMARY KEY, rows INTEGER NOT NULL, newest TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE part (name TEXT PRIMARY KEY, rows INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE recent (version BLOB PRIMARY KEY, updated TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX recent_updated ON recent (updated);
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS total (
+    portfolio TEXT PRIMARY KEY, rows INTEGER NOT NULL, newest TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS part (name TEXT PRIMARY KEY, rows INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS recent (
+    key BLOB PRIMARY KEY, content BLOB NOT NULL, updated TEXT NOT NULL, portfolio TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS recent_of ON recent (portfolio, updated);
+CREATE TABLE IF NOT EXISTS rejected (
+    portfolio TEXT, key TEXT, line TEXT NOT NULL, PRIMARY KEY (portfolio, key)
+) WITHOUT ROWID;
 """
+_NOBODY = ""
+"""The owner of what a file by an older version remembered, where the file does not tell."""
+
+log = logging.getLogger("fetcher")
 
 
 class Versions(msgspec.Struct, frozen=True):
     """What is known of the versions of one page's orders without looking at each."""
 
+    portfolio: str
     latest: str
     """The latest `UpdatedUtc`; empty if there is none."""
     settled: str
     repeats: bool
     twins: bool
     """Whether an id is there more than once."""
+    states: tuple[str, ...] | None
+    """See `Page.states`."""
 
 
-def versions_of(page: Page) -> Versions:
-    """What is known of a page's versions."""
-    twins = len({order.id for order in page.orders}) < len(page.orders)
-    return Versions(page.latest, page.settled, page.repeats, twins)
-
-
-def version_digest(order_id: str, updated: str) -> bytes:
-    """Names a version. However the platform writes a fraction, the same instant is the same version."""
-    text = updated.rstrip("Z")
-    if "." in text:
-        head, _, fraction = text.partition(".")
-        text = f"{head}.{fraction[:6]}".rstrip("0").rstrip(".")
-    return blake2b(f"{order_id}{text}".encode(), digest_size=12).digest()
+def versions_of(page: Page, latest: str | None = None, *, twins: bool | None = None) -> Versions:
+    """What is known of a page's versions; `latest` and `twins` where a sink keeps other orders than `page.orders`."""
+    if twins is None:
+        twins = len({order.id for order in page.orders}) < len(page.orders)
+    latest = page.latest if latest is None else latest
+    return Versions(page.portfolio, latest, page.settled, page.repeats, twins, page.states)
 
 
 class Ledger:
@@ -76,20 +88,30 @@ class Ledger:
     Args:
         url: the sink's, for messages.
         path: the file; `None`: a temporary one, for a sink that cannot resume.
-        scan: gives the digest of every version in the data files.
+        scan: gives every version in the data files, in the order in which they came.
+        rejected: the file that shows what is kept aside; `None`: nobody asks for it.
     """
 
-    def __init__(self, url: str, path: Path | None, scan: Callable[[], Iterable[bytes]]) -> None:
+    def __init__(
+        self,
+        url: str,
+        path: Path | None,
+        scan: Callable[[], Iterable[Version]],
+        rejected: RejectedFile | None = None,
+    ) -> None:
         self._url = url
         self._path = path
         self._scan = scan
+        self._rejected = rejected
         self._db: sqlite3.Connection | None = None
         self._lock: int | None = None
         self._indexed = False
-        self._recent_from: str | None = None  # the oldest `UpdatedUtc` that was remembered before this run
+        self._added: list[str] = []  # what `show_aside` is to add
+        self._aside_went = False  # whether something is to go from there
+        self._recent_from: dict[str, str] = {}  # by portfolio, the oldest time remembered before this run
 
     def open(self) -> Progress:
-        """Create or read the file, and keep other processes out.
+        """Create or read the file, and keep other processes out. `renew` comes next, once the data files are in order.
 
         Raises:
             SinkBusyError: another process has it.
@@ -102,18 +124,33 @@ class Ledger:
                     fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise busy(self._url) from None
-            self._db = sqlite3.connect("" if self._path is None else self._path, isolation_level=None)
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA temp_store = FILE")
-            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'fact'").fetchone():
-                self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-                self._db.execute("INSERT INTO fact VALUES ('version', ?)", (_VERSION,))
-            if self.fact("version") != _VERSION:
+            self._connect()
+            if not self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'fact'").fetchone():
+                self.db.executescript(f"BEGIN; {_SCHEMA} INSERT INTO fact VALUES ('version', '{_VERSION}'); COMMIT;")
+            if self.fact("version") not in (_VERSION, _OLDER):
                 cure = "Use that version of fetcher, or another place"
                 raise SinkError(self._url, "it was written by another version of fetcher", cure)
+            return dict(self.db.execute("SELECT name, record FROM progress"))
+
+    def renew(self) -> None:
+        """Take over what an older version wrote, and show what is kept aside."""
+        with translated(self._url):
+            if self.fact("version") == _OLDER:
+                self._take_over()
             # To the second: with a fraction, the text of one instant does not compare with another text of it.
-            (self._recent_from,) = self._db.execute("SELECT substr(min(updated), 1, 19) FROM recent").fetchone()
-            return dict(self._db.execute("SELECT name, record FROM progress"))
+            query = "SELECT portfolio, substr(min(updated), 1, 19) FROM recent GROUP BY portfolio"
+            self._recent_from = dict(self.db.execute(query))
+            self._show_aside()
+
+    def move(self, path: Path) -> None:
+        """Go on in another place on the same disk, keeping others out all the while."""
+        with translated(self._url):
+            if self._path is None or self._db is None:
+                raise RuntimeError("there is no file to move")
+            self._db.close()
+            self._path.rename(path)
+            self._path = path
+            self._connect()
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -133,10 +170,13 @@ class Ledger:
 
     def start_over(self) -> Progress:
         """Forget everything, because the data is gone; returns the progress there is then: none."""
+        self.db.execute("DROP TABLE IF EXISTS recent")
+        self.db.executescript(_SCHEMA)
         with self.recording(()):
-            for table in ("progress", "total", "part", "recent"):
+            for table in ("progress", "total", "part", "recent", "rejected"):
                 self.db.execute(f"DELETE FROM {table}")
             self.set_fact("length", "0")
+            self.set_fact("version", _VERSION)
         return {}
 
     def parts(self) -> list[str]:
@@ -150,7 +190,8 @@ class Ledger:
     @contextmanager
     def recording(self, pages: Iterable[Versions]) -> Generator[None]:
         """One transaction for a batch of these pages: what is done within lasts, all of it or nothing."""
-        if any(versions.repeats for versions in pages):
+        # Whether an order is there already, whatever its version, only the files tell.
+        if any(versions.repeats or (versions.states is not None and versions.latest) for versions in pages):
             self.index()
         self.db.execute("BEGIN IMMEDIATE")
         try:
@@ -161,31 +202,38 @@ class Ledger:
                 self.db.execute("ROLLBACK")
             raise
 
-    def unseen(self, versions: Versions, read: Callable[[], Iterable[tuple[str, str]]]) -> list[int] | None:
+    def unseen(self, versions: Versions, read: Callable[[], Iterable[Version]]) -> list[int] | None:
         """Which orders of a page are new, by position; `None`: all. Remembers them. Within `recording`.
 
         Args:
             versions: what is known of them.
-            read: gives each order's id and `UpdatedUtc`; seldom needed.
+            read: gives each order's version; seldom needed.
         """
         # Earlier runs remembered from another time on than this one does.
-        recent_from = versions.settled if self._recent_from is None else min(versions.settled, self._recent_from)
-        if versions.latest < recent_from and not self._indexed and not versions.twins:
+        earlier = (self._recent_from.get(owner, versions.settled) for owner in (versions.portfolio, _NOBODY))
+        recent_from = min(versions.settled, *earlier)
+        states = versions.states
+        if versions.latest < recent_from and not self._indexed and not versions.twins and states is None:
             return None
         new: list[int] = []
         count = 0
-        of_page: set[bytes] = set()
-        for position, (id_, updated) in enumerate(read()):
-            digest = version_digest(id_, updated)
-            twin = digest in of_page
-            of_page.add(digest)
-            indexed = self._indexed and not self._add_to("version (digest) VALUES (?)", digest)
-            recent = updated >= recent_from and not self._add_to(
-                "recent (version, updated) VALUES (?, ?)", digest, updated
-            )
-            if not (twin or indexed or recent):
-                new.append(position)
+        of_page: dict[bytes, bytes] = {}
+        for position, version in enumerate(read()):
             count += 1
+            if states is not None and version.state not in states and not self._holds(version.id):
+                continue
+            recent = version.updated >= recent_from
+            known = of_page.get(version.key) or self._known(version.key, recent=recent)
+            of_page[version.key] = version.content
+            if known == version.content:
+                continue
+            new.append(position)
+            if recent:
+                values = (version.key, version.content, version.updated, versions.portfolio)
+                self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", values)
+            if self._indexed:
+                self.db.execute(_INTO_INDEX, (version.key, version.content))
+                self.db.execute(_INTO_HELD, (version.id,))
         return None if len(new) == count else new
 
     def record(self, batch: Batch, rows: Mapping[str, int], newest: Mapping[str, str]) -> None:
@@ -201,8 +249,17 @@ class Ledger:
                 "SET rows = rows + excluded.rows, newest = max(newest, excluded.newest)",
                 (portfolio, count, newest.get(portfolio, "")),
             )
-        if batch.forget_before:
-            self.db.execute("DELETE FROM recent WHERE updated < ?", (min(batch.forget_before.values()),))
+        self._keep_aside(batch.pages)
+        self._forget(batch.forget_before)
+
+    def show_aside(self) -> None:
+        """After `recording`: show what was changed in what is kept aside."""
+        added, self._added = self._added, []
+        if self._aside_went:
+            self._show_aside()
+        elif added and self._rejected is not None:
+            self._rejected.add(added)
+        self._aside_went = False
 
     def close(self) -> None:
         """Let the file go."""
@@ -213,17 +270,86 @@ class Ledger:
         if lock is not None:  # only now: closing any descriptor of the file drops SQLite's own locks
             os.close(lock)
 
-    def _add_to(self, where: str, *values: object) -> bool:
-        """Add a row; false if it is there already."""
-        return self.db.execute(f"INSERT OR IGNORE INTO {where}", values).rowcount == 1
-
     def index(self) -> None:
         """Read all versions that the files hold into a temporary table, once in a run. Outside `recording`."""
         if self._indexed:
             return
-        self.db.execute("CREATE TEMP TABLE IF NOT EXISTS version (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-        self.db.executemany("INSERT OR IGNORE INTO version VALUES (?)", ((digest,) for digest in self._scan()))
+        log.info("%s: what the files hold is read, to tell repeats from new versions", self._url)
+        self.db.execute("CREATE TEMP TABLE version (key BLOB PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID")
+        self.db.execute("CREATE TEMP TABLE held (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        self.db.execute("BEGIN")
+        for version in self._scan():
+            self.db.execute(_INTO_INDEX, (version.key, version.content))
+            self.db.execute(_INTO_HELD, (version.id,))
+        self.db.execute("COMMIT")
         self._indexed = True
+
+    def _connect(self) -> None:
+        self._db = sqlite3.connect("" if self._path is None else self._path, isolation_level=None)
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA temp_store = FILE")
+
+    def _known(self, key: bytes, *, recent: bool) -> bytes | None:
+        """The content held last of an order and time, as far as it can come again."""
+        tables = ["version"] * self._indexed + ["recent"] * recent
+        for table in tables:
+            row = self.db.execute(f"SELECT content FROM {table} WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                return row[0]
+        return None
+
+    def _holds(self, id_: bytes) -> bool:
+        return self.db.execute("SELECT 1 FROM held WHERE id = ?", (id_,)).fetchone() is not None
+
+    def _keep_aside(self, pages: Sequence[EncodedPage]) -> None:
+        if not any(page.rejected or page.mended for page in pages):
+            return
+        gone, rows = kept_aside(pages)
+        went = self.db.executemany("DELETE FROM rejected WHERE portfolio = ? AND key = ?", gone).rowcount
+        lines = [line_of(row) for row in rows]
+        values = [(row.portfolio, row.key, line) for row, line in zip(rows, lines, strict=True)]
+        self.db.executemany("INSERT INTO rejected VALUES (?, ?, ?)", values)
+        self._aside_went = went > 0
+        self._added = lines
+        if rows:
+            self.set_fact("rejected", "shown")
+
+    def _show_aside(self) -> None:
+        """Write the file anew; one that this sink never wrote is not touched."""
+        if self._rejected is None or self.fact("rejected") is None:
+            return
+        if self.db.execute("SELECT 1 FROM rejected").fetchone() is None:
+            self._rejected.remove()
+        else:
+            lines = self.db.execute("SELECT line FROM rejected ORDER BY portfolio, key")
+            self._rejected.show(line for (line,) in lines)
+
+    def _forget(self, before: Mapping[str, str]) -> None:
+        self.db.executemany("DELETE FROM recent WHERE portfolio = ? AND updated < ?", before.items())
+        if before and before.keys() >= {name for (name,) in self.db.execute("SELECT portfolio FROM total")}:
+            self.db.execute("DELETE FROM recent WHERE portfolio = ? AND updated < ?", (_NOBODY, min(before.values())))
+
+    def _take_over(self) -> None:
+        """Know by their content, too, the versions that an older version remembered: the files have it."""
+        (since,) = self.db.execute("SELECT min(updated) FROM recent").fetchone()
+        owners = [name for (name,) in self.db.execute("SELECT portfolio FROM total")]
+        owner = owners[0] if len(owners) == 1 else _NOBODY
+        self.db.execute("BEGIN IMMEDIATE")
+        self.db.execute("DROP TABLE recent")
+        for statement in filter(str.strip, _SCHEMA.split(";")):
+            self.db.execute(statement)
+        if since is not None:
+            log.info("%s: it was written by an older version, so what it holds is read once", self._url)
+            for version in self._scan():
+                if version.updated >= since[:19]:
+                    values = (version.key, version.content, version.updated, owner)
+                    self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", values)
+        self.set_fact("version", _VERSION)
+        self.db.execute("COMMIT")
+
+
+_INTO_INDEX = "INSERT OR REPLACE INTO version VALUES (?, ?)"
+_INTO_HELD = "INSERT OR IGNORE INTO held VALUES (?)"
 
 
 def read_holdings(url: str, path: Path) -> Holdings:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from fetcher.errors import ConfigError
-from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink, rejected_row
 
 
 class NullSink(Sink):
@@ -24,7 +24,8 @@ class NullSink(Sink):
 
     def encode(self, page: Page) -> EncodedPage:
         """A count."""
-        return EncodedPage.of(page, rows=len(page.orders), size=0, payload=None)
+        rejected = [rejected_row(page, order) for order in page.rejected]
+        return EncodedPage.of(page, rows=len(page.orders), size=0, payload=None, rejected=rejected)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """Count."""

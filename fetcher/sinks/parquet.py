@@ -2,7 +2,8 @@
 
 A part is written under a hidden name, synced, recorded in the ledger with the progress it stands for, and renamed. So
 `*.parquet` never matches a part that does not count; what is recorded but not renamed is renamed at the next start,
-and what is not recorded is removed.
+and what is not recorded is removed. In the folder is nothing but parts, because many readers take whatever is there:
+ledger and hidden parts are beside it, unless nothing can be written there, or it is another disk.
 """
 
 # pyarrow ships no types, so that everything of it is unknown to the checker; what is ours is still checked.
@@ -11,10 +12,12 @@ and what is not recorded is removed.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 import msgspec
@@ -31,18 +34,21 @@ from fetcher.sinks.ledger import (
     sync_file,
     sync_folder,
     translated,
-    version_digest,
     versions_of,
 )
+from fetcher.sinks.rejected import RejectedFile
+from fetcher.sinks.versions import Version, digest, version
 
 try:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from fetcher.sinks.table import ID_COLUMNS, POOL, SCHEMA, Columns, to_record_batch
+    from fetcher.sinks.table import ID_COLUMNS, POOL, SCHEMA, Columns, fitting
 except ImportError as missing:
     raise MissingExtraError("parquet:", "parquet") from missing
+
+log = logging.getLogger("fetcher")
 
 _DICTIONARIES = [
     "account_type",
@@ -64,8 +70,8 @@ class _Rows(msgspec.Struct, frozen=True):
     columns: Columns
     versions: Versions
 
-    def read(self) -> Iterable[tuple[str, str]]:
-        """Each order's id and `UpdatedUtc`."""
+    def read(self) -> Iterable[Version]:
+        """Each order's version."""
         return _versions(self.columns.batch)
 
 
@@ -76,19 +82,20 @@ class ParquetSink(Sink):
 
     def __init__(self, url: str, folder: Path) -> None:
         super().__init__(url)
-        self._folder = folder
-        self._ledger_path = folder / ".fetcher"
-        self._ledger = Ledger(url, self._ledger_path, self._scan)
+        self._folder = folder = folder.absolute()
+        self._inside = folder / ".fetcher"  # where versions up to 1.0 had it
+        self._beside = folder.with_name(f".{folder.name}.fetcher")
+        self._ledger = Ledger(url, self._beside, self._scan)
         self._parts = 0
 
     def probe(self) -> None:
         """See `Sink.probe`."""
         if not self._folder.exists():
-            check_folder(self.url, self._folder.absolute().parent)
+            check_folder(self.url, self._folder.parent)
             return
         check_folder(self.url, self._folder)
         with translated(self.url):
-            if is_locked(self._ledger_path):
+            if is_locked(self._ledger_path()):
                 raise busy(self.url)
         self._check_origin()
 
@@ -96,20 +103,28 @@ class ParquetSink(Sink):
         """See `Sink.open`."""
         with translated(self.url):
             if not self._folder.exists():
-                check_folder(self.url, self._folder.absolute().parent)
+                check_folder(self.url, self._folder.parent)
                 self._folder.mkdir()
-                sync_folder(self._folder.absolute().parent)
+                sync_folder(self._folder.parent)
             check_folder(self.url, self._folder)
             self._check_origin()
+            path = self._ledger_path()
+            self._ledger = Ledger(self.url, path, self._scan, RejectedFile.beside(self._place(path)))
             progress = self._ledger.open()
+            if path == self._inside and self._can_be_beside():
+                self._ledger.move(self._beside)
+            if self._is_gone():
+                log.warning("%s: the files are gone, so everything is loaded anew", self.url)
+                progress = self._ledger.start_over()
             self._mend()
+            self._ledger.renew()
         return progress
 
     def encode(self, page: Page) -> EncodedPage:
         """The page as an Arrow record batch."""
-        batch = to_record_batch(page)
+        batch, rejected = fitting(page)
         payload = _Rows(Columns(batch), versions_of(page))
-        return EncodedPage.of(page, rows=batch.num_rows, size=batch.nbytes, payload=payload)
+        return EncodedPage.of(page, rows=batch.num_rows, size=batch.nbytes, payload=payload, rejected=rejected)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
@@ -127,13 +142,14 @@ class ParquetSink(Sink):
             if table.num_rows:
                 self._parts += 1
                 self._reveal(name)
+            self._ledger.show_aside()
         del table, selected
         POOL.release_unused()  # or it keeps another batch's worth
         return rows
 
     def holdings(self) -> Holdings:
         """See `Sink.holdings`."""
-        return read_holdings(self.url, self._ledger_path)
+        return read_holdings(self.url, self._ledger_path())
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -167,7 +183,29 @@ class ParquetSink(Sink):
         sync_folder(self._folder)
 
     def _hidden(self, name: str) -> Path:
-        return self._folder / f".{name}.tmp"
+        inside = self._folder / f".{name}.tmp"
+        beside = self._folder.with_name(f".{self._folder.name}.{name}.tmp")
+        return beside if self._beside.exists() and not inside.exists() else inside
+
+    def _ledger_path(self) -> Path:
+        """Where the ledger is, or is to be made."""
+        if self._beside.exists():
+            return self._beside
+        return self._inside if self._inside.exists() or not self._can_be_beside() else self._beside
+
+    def _can_be_beside(self) -> bool:
+        parent = self._folder.parent
+        same_disk = not self._folder.exists() or parent.stat().st_dev == self._folder.stat().st_dev
+        return os.access(parent, os.W_OK | os.X_OK) and same_disk
+
+    def _place(self, ledger: Path) -> Path:
+        """What the file of rejected orders is beside: the folder, if anything can be."""
+        return self._folder if ledger == self._beside or self._can_be_beside() else self._inside
+
+    def _is_gone(self) -> bool:
+        """Whether somebody removed all that was committed."""
+        parts = self._ledger.parts()
+        return bool(parts) and not any((self._folder / name).exists() or self._hidden(name).exists() for name in parts)
 
     def _mend(self) -> None:
         """Rename what is recorded, remove what is not."""
@@ -177,23 +215,24 @@ class ParquetSink(Sink):
                 continue
             if not self._hidden(name).exists():
                 cause = f"{name} was committed, and is not there any more"
-                cure = "Restore it, or empty the folder (and its .fetcher) to start over"
+                cure = "Restore it, or remove all of the parts to start over"
                 raise SinkError(self.url, cause, cure)
             self._reveal(name)
-        for left in self._folder.glob(".part-*.parquet.tmp"):
+        hidden = self._folder.parent.glob(f".{escape(self._folder.name)}.part-*.parquet.tmp")
+        for left in [*self._folder.glob(".part-*.parquet.tmp"), *hidden]:
             left.unlink()
         self._parts = max((int(name[5:-8]) for name in parts), default=0)
 
     def _check_origin(self) -> None:
-        if not self._ledger_path.exists() and any(self._folder.glob("*.parquet")):
+        if not self._ledger_path().exists() and any(self._folder.glob("*.parquet")):
             cure = "Name another folder, or move these files away"
             raise SinkError(self.url, "the folder has Parquet files that fetcher did not write", cure)
 
-    def _scan(self) -> Iterator[bytes]:
+    def _scan(self) -> Iterator[Version]:
         for name in self._ledger.parts():
             with pq.ParquetFile(self._folder / name) as part:
-                for batch in part.iter_batches(65_536, columns=["id", "updated_utc"]):
-                    yield from (version_digest(*version) for version in _versions(batch))
+                for batch in part.iter_batches(65_536, columns=_CONTENT):
+                    yield from _versions(batch)
 
 
 @contextmanager
@@ -207,9 +246,25 @@ def _pool_of_everybody(pool: pa.MemoryPool) -> Generator[None]:
         pa.set_memory_pool(usual)
 
 
-def _versions(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:
-    times = pc.strftime(batch["updated_utc"], "%Y-%m-%dT%H:%M:%S")
-    return zip(batch["id"].to_pylist(), times.to_pylist(), strict=True)
+_CONTENT = [field.name for field in SCHEMA if field.name not in ("portfolio", "enterprise_id", "fetched_utc")]
+"""The columns that the platform fills."""
+
+
+def _versions(batch: pa.RecordBatch) -> Iterator[Version]:
+    """The version of each row; all columns as one text first, because a row at a time takes ten times as long."""
+    texts = [pc.ascii_lower(batch[name]) if name in ID_COLUMNS else _as_text(batch[name]) for name in _CONTENT]
+    contents = pc.binary_join_element_wise(*texts, "\x1f", null_handling="replace", null_replacement="\x00")
+    times = pc.strftime(batch["updated_utc"], "%Y-%m-%dT%H:%M:%S")  # with a fraction of six digits
+    for id_, updated, content, state in zip(
+        batch["id"].to_pylist(), times.to_pylist(), contents.to_pylist(), batch["state"].to_pylist(), strict=True
+    ):
+        yield version(id_, updated, digest(content.encode()), state)
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    return column.cast(pa.string())
 
 
 def make(url: str) -> Sink:

@@ -30,7 +30,7 @@ try:
     from psycopg import sql
 
     from fetcher.sinks.database import PROGRESS, TABLE, ColumnTypes, columns, definition, difference
-    from fetcher.sinks.table import require_no_nul, require_uuids, to_record_batch
+    from fetcher.sinks.table import fitting, require_no_nul, require_uuids
 except ImportError as missing:
     raise MissingExtraError("postgresql:", "postgres") from missing
 
@@ -89,13 +89,11 @@ class PostgresSink(Sink):
 
     def encode(self, page: Page) -> EncodedPage:
         """The page as CSV, which the server reads nearly as fast as its binary format, and Arrow writes ten times."""
-        batch = to_record_batch(page)
-        require_uuids(batch)
-        require_no_nul(batch)
+        batch, rejected = fitting(page, require_uuids, require_no_nul)
         out = pa.BufferOutputStream()
         pc.write_csv(batch, out, _CSV)
         text = out.getvalue()
-        return EncodedPage.of(page, rows=batch.num_rows, size=text.size, payload=text)
+        return EncodedPage.of(page, rows=batch.num_rows, size=text.size, payload=text, rejected=rejected)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""

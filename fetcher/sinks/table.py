@@ -11,7 +11,7 @@ fastest: one comprehension a column, times cast from text by Arrow, required ids
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pickle import PickleBuffer
 from typing import Any
@@ -20,9 +20,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fetcher.connector.rejecting import reject
 from fetcher.connector.types import ProductServiceOrder, parse_utc
 from fetcher.errors import DataError
-from fetcher.sinks.base import Page
+from fetcher.sinks.base import Page, RejectedRow, rejected_row
 
 _TEXT = pa.string()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -146,8 +147,49 @@ def to_record_batch(page: Page) -> pa.RecordBatch:
     except (AttributeError, TypeError, ValueError, OverflowError) as exc:  # Arrow's are two of these
         for order in orders:
             _check(order, exc)
-        raise
+        raise DataError(None, "a property", "what the table can hold", "something else") from exc
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+Check = Callable[[pa.RecordBatch], None]
+"""Raises `DataError` for a row that the sink cannot hold."""
+
+
+def fitting(page: Page, *checks: Check) -> tuple[pa.RecordBatch, list[RejectedRow]]:
+    """The orders of `page` that the table, and the sink by its `checks`, can hold; and the others, to be kept aside.
+
+    As fast as the conversion where all fit. Where some do not, they are found by halves.
+    """
+    rejected = [rejected_row(page, order) for order in page.rejected]
+    try:
+        return _checked(page, checks), rejected
+    except DataError:
+        pass
+    misfits = dict(_misfits(page, checks, range(len(page.orders))))
+    lines = page.lines()
+    rejected += [rejected_row(page, reject(bytes(lines[place]), misfits[place])) for place in sorted(misfits)]
+    orders = [order for place, order in enumerate(page.orders) if place not in misfits]
+    return to_record_batch(msgspec.structs.replace(page, orders=orders)), rejected
+
+
+def _misfits(page: Page, checks: Sequence[Check], places: range) -> Iterator[tuple[int, str]]:
+    """The places among `places` of orders that do not fit, and why not."""
+    try:
+        _checked(msgspec.structs.replace(page, orders=page.orders[places.start : places.stop]), checks)
+    except DataError as error:
+        if len(places) == 1:
+            yield places.start, error.reason
+            return
+        middle = (places.start + places.stop) // 2
+        yield from _misfits(page, checks, range(places.start, middle))
+        yield from _misfits(page, checks, range(middle, places.stop))
+
+
+def _checked(page: Page, checks: Sequence[Check]) -> pa.RecordBatch:
+    batch = to_record_batch(page)
+    for check in checks:
+        check(batch)
+    return batch
 
 
 def require_uuids(batch: pa.RecordBatch) -> None:
