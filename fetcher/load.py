@@ -41,7 +41,7 @@ from fetcher.page_size import PageSize
 from fetcher.plan import Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
 from fetcher.refused import find_refused
-from fetcher.sifting import Sifted, time_key
+from fetcher.sifting import sift_ids, time_key
 from fetcher.sinks.base import EncodedPage, Page, RejectedRow, rejected_row
 from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
 from fetcher.windows import Window, Windows, union
@@ -263,11 +263,11 @@ class PortfolioLoad:
 
     def _resumed(self, found: Discovered) -> tuple[list[tuple[Shard, Position]], list[tuple[Shard, Position]]]:
         """The walks that were under way: those that go on, and those that wait until their services are back."""
-        known = {service.id.lower() for service in found.services}
+        known = {service.id.lower(): service.id for service in found.services}  # as the platform spells it today
         going_on: list[tuple[Shard, Position]] = []
         waiting: list[tuple[Shard, Position]] = []
         for shard, position in self._checkpoint.begun():
-            here = tuple(service for service in shard.service_ids if service.lower() in known)
+            here = tuple(sorted(known[service.lower()] for service in shard.service_ids if service.lower() in known))
             gone = tuple(service for service in shard.service_ids if service.lower() not in known)
             if here:
                 going_on.append((msgspec.structs.replace(shard, service_ids=here), position))
@@ -639,14 +639,10 @@ class PortfolioLoad:
                     raise
                 continue
             listing = answer.listing
-            skipped = [place for place, order in enumerate(listing.items) if order.id.lower() not in wanted]
-            kept = [order for order in listing.items if order.id.lower() in wanted]
-            rejected = [order for order in listing.rejected.values() if (order.id or "").lower() in wanted]
-            latest = max([order.updated_utc for order in kept], default="")
-            sifted = Sifted(kept, frozenset(skipped), Counter(), latest, rejected)
+            page = scope.page(answer, sift_ids(listing, wanted), repeats=False, filtered=False)
             before = len(came)
-            came |= {order.id.lower() for order in kept} | {(order.id or "").lower() for order in rejected}
-            page = scope.page(answer, sifted, repeats=False, filtered=False)
+            came |= {order.id.lower() for order in page.orders}
+            came |= {(order.id or "").lower() for order in page.rejected}
             del answer
             await self._deliver_page(page, _nothing)
             if listing.count < limitation.count or listing.cursor is None or len(came) == before:

@@ -9,7 +9,7 @@ An id is an id whatever its case. Orders that cannot be read are sifted by what 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -117,6 +117,24 @@ class Sieve:
         if service is not None and service.lower() not in self._lower:
             return UNASKED
         return None
+
+
+def sift_ids(listing: Listing[ProductServiceOrder], keys: Set[str]) -> Sifted:
+    """The orders of a page that were asked for by their ids, whatever their service and time.
+
+    Args:
+        listing: the page.
+        keys: the ids, in small letters.
+    """
+    asked = [order.id.lower() in keys for order in listing.items]
+    unreadable = [
+        place for place, order in enumerate(listing.items) if asked[place] and _instant(order.updated_utc) is None
+    ]
+    skipped = frozenset(unreadable) | {place for place in range(len(asked)) if not asked[place]}
+    kept = [order for place, order in enumerate(listing.items) if place not in skipped]
+    rejected = [order for order in listing.rejected.values() if (order.id or "").lower() in keys]
+    latest = max([order.updated_utc for order in kept], default="")
+    return Sifted(kept, skipped, Counter(), latest, rejected, unreadable)
 
 
 def unreadable_time(raw: bytes) -> RejectedOrder:

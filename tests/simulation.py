@@ -7,10 +7,12 @@ What each seed checks, by the promises' numbers:
 
 P1  a run that ends complete holds every order that was there when it began, at that version or a newer one
 P2  nothing twice: one version of an order in a keyed sink, each version once in an appending one
-P3  after kills, the next runs complete it, and the rows are then the truth exactly
+P3  after kills, the next runs complete it, and the rows are then the truth exactly: not only the times of the orders,
+    but what they say
 P4  no window of the platform ever held more than the limit: whoever is alone is never refused
 P5  nothing is sent while the platform asked to wait
-P7  what is refused for good is named, and everything else is there
+P7  what is refused for good is named, and everything else is there; an order that cannot be read is kept aside, and is
+    there once it can
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import msgspec
 
 from fetcher.config import Config, make_config
 from fetcher.connector.transport import Heard, Reply, TransportError, brings_page
@@ -39,6 +42,8 @@ from fetcher.simulator.platform import RETRY_AFTER
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import DAY, MICROS, micros
 from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink, make_sink
+from fetcher.sinks.base import RejectedRow, kept_aside, rejected_row
+from fetcher.sinks.versions import normal_time, version_of_line
 from tests.virtual import run_virtually
 
 T = TypeVar("T")
@@ -97,6 +102,13 @@ class VirtualTransport:
         return Reply(response.status, response.headers, response.body)
 
 
+class Held(msgspec.Struct, frozen=True, order=True):
+    """A version of an order: its time, normalised, and a digest of what it says."""
+
+    updated: str
+    content: bytes
+
+
 class KeyedSink(Sink):
     """Keeps the newest version of each order in memory; what was committed outlives the sink."""
 
@@ -104,7 +116,9 @@ class KeyedSink(Sink):
 
     def __init__(self) -> None:
         super().__init__("memory:")
-        self.rows: dict[str, str] = {}
+        self.rows: dict[str, Held] = {}
+        self.fetched: dict[str, datetime] = {}
+        self.aside: dict[tuple[str, str], RejectedRow] = {}
         self.progress: Progress = {}
 
     def probe(self) -> None:
@@ -114,16 +128,26 @@ class KeyedSink(Sink):
         return dict(self.progress)
 
     def encode(self, page: Page) -> EncodedPage:
-        payload = [(order.id, order.updated_utc) for order in page.orders]
-        return EncodedPage(portfolio=page.portfolio, rows=len(payload), size=0, payload=payload)
+        payload = [(*_held(bytes(line)), page.fetched_utc) for line in page.lines()]
+        rejected = [rejected_row(page, order) for order in page.rejected]
+        return EncodedPage.of(page, rows=len(payload), size=0, payload=payload, rejected=rejected)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         new: Counter[str] = Counter()
         for page in batch.pages:
-            for id_, updated in page.payload:
-                if _time(self.rows.get(id_)) < _time(updated):
-                    self.rows[id_] = updated
-                    new[page.portfolio] += 1
+            for id_, version, fetched in page.payload:
+                known = self.rows.get(id_)
+                newer = known is None or known.updated < version.updated
+                other = known is not None and known.updated == version.updated and known.content != version.content
+                gone_back = page.full_since is not None and self.fetched.get(id_, fetched) < page.full_since
+                if newer or other or gone_back:
+                    new[page.portfolio] += known != version
+                    self.rows[id_] = version
+                    self.fetched[id_] = fetched
+        gone, rows = kept_aside(batch.pages)
+        for key in gone:
+            self.aside.pop(key, None)
+        self.aside |= {(row.portfolio, row.key): row for row in rows}
         for name, record in batch.progress.items():
             if record is None:
                 self.progress.pop(name, None)
@@ -137,9 +161,13 @@ class KeyedSink(Sink):
     def close(self) -> None:
         """Nothing to let go."""
 
-    def versions(self) -> list[tuple[str, str]]:
+    def versions(self) -> list[tuple[str, Held, bytes]]:
         """Every version that it holds."""
-        return list(self.rows.items())
+        return [(id_, version, version.content) for id_, version in self.rows.items()]
+
+    def kept_aside(self) -> set[str]:
+        """The keys of what is kept aside."""
+        return {key for _, key in self.aside}
 
 
 class FileSink:
@@ -154,11 +182,16 @@ class FileSink:
         type(sink).batch_rows = 60
         return sink
 
-    def versions(self) -> list[tuple[str, str]]:
-        """Every version that it holds."""
+    def versions(self) -> list[tuple[str, Held, bytes]]:
+        """Every version that it holds, in the order in which they came; and what they say, unknown properties too."""
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        orders = [json.loads(line) for line in lines]
-        return [(order["Id"], order["UpdatedUtc"]) for order in orders]
+        return [(*_held(line), version_of_line(line).content) for line in lines]
+
+    def kept_aside(self) -> set[str]:
+        """The keys of what is kept aside."""
+        path = self.path.with_name("orders.rejected.jsonl")
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return {json.loads(line)["id"].lower() for line in lines}
 
 
 class KilledError(Exception):
@@ -243,24 +276,37 @@ class Story:
             self.wait(self.chance.choice((100, 4000)))
         self.platform.faults = Faults()
         self.log.append("no more faults")
-        for _ in range(3):
-            report = await self.run(None)
-            if report is not None and report.complete:
-                break
-            self.wait(DAY / MICROS + 60)  # refused services are tried again
-        else:
-            raise BrokenPromiseError(f"P3: without faults it does not complete: {report and report.failed}")
+        await self.complete(full=False)
+        if left := self.kept_aside():
+            raise BrokenPromiseError(f"P7: orders are kept aside that can be read: {left}")
+        if self.faulty.condition("bad-order"):
+            # What could be read, and was kept as it came, has changed without another `UpdatedUtc`.
+            self.wait(100)
+            await self.complete(full=True)
         if self.portfolio_truth() != self.held():
-            raise BrokenPromiseError("P3: the rows are not the truth")
+            held, truth = self.held(), self.portfolio_truth()
+            wrong = [(id_, held.get(id_), truth[id_]) for id_ in truth if held.get(id_) != truth[id_]]
+            raise BrokenPromiseError(f"P3: the rows are not the truth: {wrong[:3]}, {held.keys() - truth.keys()}")
+
+    async def complete(self, *, full: bool) -> None:
+        """Run until all is there."""
+        report: Report | None = None
+        for _ in range(3):
+            report = await self.run(None, full=full)
+            if report is not None and report.complete:
+                return
+            self.wait(DAY / MICROS + 60)  # refused services are tried again
+        raise BrokenPromiseError(f"P3: without faults it does not complete: {report and report.failed}")
 
     def wait(self, seconds: float) -> None:
         """Time passes between two runs."""
         self.transport.offset += seconds
 
-    async def run(self, trouble: Callable[[Job, Sink], Awaitable[None]] | None) -> Report | None:
+    async def run(
+        self, trouble: Callable[[Job, Sink], Awaitable[None]] | None, *, full: bool | None = None
+    ) -> Report | None:
         """One run, to its end or its violent end; checks what must hold."""
         sink: Sink = self.keyed if self.keyed is not None else self.file.fresh()
-        before = {} if trouble is not None else dict(self.truth_now())
         began = anyio.current_time()
         if trouble is None and self.keyed is not None:
             sink.__dict__.pop("commit", None)
@@ -271,7 +317,7 @@ class Story:
                 async with Job(
                     self.config(),
                     sink=sink,
-                    full=self.chance.random() < 0.1,
+                    full=self.chance.random() < 0.1 if full is None else full,
                     transport=self.transport,
                     offload=inline,
                     chance=self.chance,
@@ -326,52 +372,72 @@ class Story:
         self.log.append(f"trouble: {kind}")
         return trouble
 
-    def truth_now(self) -> list[tuple[str, str]]:
-        """Every order's version now, without the services that are refused."""
-        return list(self.world.truth())
+    def truth_now(self) -> dict[str, Held]:
+        """Every order's version now, by its id."""
+        return dict(map(_held, self.world.bodies))
 
-    def portfolio_truth(self) -> set[tuple[str, str]]:
+    def portfolio_truth(self) -> dict[str, Held]:
         """What the sink should hold in the end."""
-        return {(id_, _normal(updated)) for id_, updated in self.world.truth()}
+        return self.truth_now()
 
-    def held(self) -> set[tuple[str, str]]:
-        """What the sink holds: of each order the newest version."""
-        newest: dict[str, str] = {}
-        for id_, updated in self.versions():
-            if _time(newest.get(id_)) < _time(updated):
-                newest[id_] = updated
-        return {(id_, _normal(updated)) for id_, updated in newest.items()}
+    def held(self) -> dict[str, Held]:
+        """What the sink holds: of each order the newest version, of equal times the last."""
+        newest: dict[str, Held] = {}
+        for id_, version, _ in self.versions():
+            if id_ not in newest or newest[id_].updated <= version.updated:
+                newest[id_] = version
+        return newest
 
-    def versions(self) -> list[tuple[str, str]]:
+    def versions(self) -> list[tuple[str, Held, bytes]]:
         """Every version in the sink."""
         return self.keyed.versions() if self.keyed is not None else self.file.versions()
 
-    def check_complete(self, before: Mapping[str, str]) -> None:
-        """P1, after a run that says that it is complete."""
-        held = dict(self.held())
-        for id_, updated in before.items():
-            if _time(held.get(id_)) < _time(_normal(updated)):
-                raise BrokenPromiseError(f"P1: order {id_} of {updated}: the sink has {held.get(id_)}")
+    def kept_aside(self) -> set[str]:
+        """The keys of what is kept aside."""
+        return self.keyed.kept_aside() if self.keyed is not None else self.file.kept_aside()
 
-    def check_named(self, before: Mapping[str, str], report: Report) -> None:
+    def lacking(self, before: Mapping[str, Held]) -> list[str]:
+        """The ids of orders of which the sink has neither this version nor a newer one."""
+        held, now = self.held(), self.truth_now()
+        whole = not self.faulty.condition(
+            "bad-order"
+        )  # or a spoiled one was kept as it came, and has been mended since
+        return [
+            id_
+            for id_, version in before.items()
+            if (known := held.get(id_)) is None
+            or known.updated < version.updated
+            or (whole and now[id_] == version != known)  # it has the right time, and says something else
+        ]
+
+    def check_complete(self, before: Mapping[str, Held]) -> None:
+        """P1, after a run that says that it is complete."""
+        for id_ in self.lacking(before):
+            raise BrokenPromiseError(f"P1: order {id_} of {before[id_]}: the sink has {self.held().get(id_)}")
+        if left := self.kept_aside():
+            raise BrokenPromiseError(f"P7: complete, and orders are kept aside: {left}")
+
+    def check_named(self, before: Mapping[str, Held], report: Report) -> None:
         """P7, after a run that is not complete: what is missing is what it names."""
         if not report.failed:
             raise BrokenPromiseError("P7: incomplete, and nothing is named")
         portfolios = {failure.portfolio for failure in report.failed if not failure.services}
         services = {service for failure in report.failed for service in failure.services}
-        held = dict(self.held())
-        for id_, updated in before.items():
+        aside = self.kept_aside()
+        for id_ in self.lacking(before):
             service = self.world.service_of(id_)
-            named = service in services or self.world.owner_of(service).name in portfolios
-            if not named and _time(held.get(id_)) < _time(_normal(updated)):
+            named = id_ in aside or service in services or self.world.owner_of(service).name in portfolios
+            if not named:
                 raise BrokenPromiseError(f"P7: order {id_} is missing, and nothing that is named has it")
 
     def check_always(self) -> None:
         """P2, P4, and that no request broke the contract."""
-        versions = [(id_, _normal(updated)) for id_, updated in self.versions()]
-        if len(set(versions)) != len(versions):
-            twice = [version for version, count in Counter(versions).items() if count > 1]
-            raise BrokenPromiseError(f"P2: twice: {twice[:3]}")
+        last: dict[tuple[str, str], bytes] = {}
+        for id_, version, content in self.versions():
+            # From one content to another and back within a second: these are three versions.
+            if last.get((id_, version.updated)) == content:
+                raise BrokenPromiseError(f"P2: twice: {id_} {version}")
+            last[id_, version.updated] = content
         stats = self.platform.stats
         if stats.against_contract_count:
             raise BrokenPromiseError(f"against the contract: {stats.against_contract}")
@@ -401,9 +467,13 @@ def _faults(chance: random.Random) -> Faults:
         "outage-after": (5, 40),
         "revoke": (10, 40),
         "forbid": (1,),
+        "same-second": (1,),
+        "bad-order": (0.02, 0.3),
+        "capitals": (0.5, 1),
     }
+    often = ("changes", "late", "invalid-cursors", "same-second")
     for kind, numbers in options.items():
-        if chance.random() < (0.5 if kind in ("changes", "late", "invalid-cursors") else 0.08):
+        if chance.random() < (0.5 if kind in often else 0.08):
             conditions[kind] = chance.choice(numbers)
     if chance.random() < 0.2:
         conditions["outage-seconds"] = chance.choice((3.0, 1000.0))
@@ -419,14 +489,12 @@ async def inline(function: Callable[..., T], *arguments: Any) -> T:
             await anyio.sleep(0.002)
 
 
-def _normal(updated: str) -> str:
-    text = updated.rstrip("Z")
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _time(updated: str | None) -> str:
-    """Versions compare as this text; none is older than any."""
-    return "" if updated is None else _normal(updated)
+def _held(line: bytes) -> tuple[str, Held]:
+    """An order's id, in small letters, and its version; properties that are not documented do not count."""
+    order = json.loads(line)
+    order.pop("LoyaltyTier", None)
+    version = version_of_line(json.dumps(order).encode())
+    return order["Id"].lower(), Held(normal_time(order["UpdatedUtc"]), version.content)
 
 
 def simulate(seed: int, faults: Faults | None = None) -> Story:

@@ -59,6 +59,9 @@ CONDITIONS = {
     "outage-seconds": "... for as many seconds (default 10)",
     "changes": "as many orders change every second",
     "late": "changes say that they happened up to as many seconds before they can be read",
+    "same-second": "what changes does so once more within the same second, under the same UpdatedUtc (any number)",
+    "bad-order": "as large a share of the orders cannot be read, or not be kept by every sink",
+    "capitals": "as large a share of the answers has its ids in capitals",
     "unknown": "every page's orders have a property that is not documented (any number)",
     "invalid-cursors": "a cursor whose order has left the filter is refused (any number)",
 }

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import re
 import zlib
 from bisect import bisect_right
 from collections import Counter, OrderedDict
@@ -42,7 +43,7 @@ from fetcher.simulator.contract import (
 )
 from fetcher.simulator.faults import Faults
 from fetcher.simulator.window import SlidingWindow
-from fetcher.simulator.world import MICROS, Found, Portfolio, World, micros
+from fetcher.simulator.world import MICROS, STATES, Found, Portfolio, World, micros
 
 Delivery = Literal["whole", "reset", "lost", "stall", "truncated", "endless"]
 """How an answer reaches its caller; `lost`: the request did not even arrive."""
@@ -148,6 +149,7 @@ class SimulatedPlatform:
         self._down_until = 0.0
         self._clocks: dict[str, float] = {}  # up to when others' requests, and changes, were played
         self._bad: dict[str, frozenset[str]] = {}
+        self._echoes: list[tuple[float, int, int]] = []  # changes to come: when, order, and its time
 
     def handle(self, path: str, headers: Mapping[str, str], body: bytes, now: float) -> Response:
         """Answer one POST to `path` (below the connector's root) that arrives at `now` (seconds since 1970)."""
@@ -193,8 +195,17 @@ class SimulatedPlatform:
         rate = self.faults.condition("changes")
         for moment in self._passed("changes", rate, now):
             late = int(self.faults.condition("late") * MICROS)
-            self.world.change(int(moment * MICROS), self._chance, late=late)
+            number = self.world.change(int(moment * MICROS), self._chance, late=late)
             self.stats.changes += 1
+            if self.faults.condition("same-second"):
+                again = moment + self._chance.random() * (1 - moment % 1)
+                self._echoes.append((again, number, self.world.updated[number]))
+        due = [echo for echo in self._echoes if echo[0] <= now]
+        self._echoes = [echo for echo in self._echoes if echo[0] > now]
+        for _, number, updated in sorted(due):
+            if self.world.updated[number] == updated:  # else it changed otherwise meanwhile
+                self.world.update(number, updated, self._chance.choice(STATES[:7]), same_second=True)
+                self.stats.changes += 1
 
     def _passed(self, clock: str, rate: float, now: float) -> list[float]:
         """The moments since the last call at which something happens `rate` times a second; at most 10,000."""
@@ -256,6 +267,9 @@ class SimulatedPlatform:
             after = {"Retry-After": "1"} if self._chance.random() < 0.5 else {}
             return Response(503, {**_JSON, **after}, _message("Unavailable"))
         page = self._page(call, portfolio, fault)
+        capitals = self.faults.condition("capitals")
+        if page is not None and capitals and self._chance.random() < capitals:
+            page = _UUID.sub(lambda found: found[0].upper(), page)
         if page is None:
             if self.behaviour.minimal and headers.get("Prefer", "").replace(" ", "") == "return=minimal":
                 return Response(204, {}, b"")
@@ -330,9 +344,9 @@ class SimulatedPlatform:
         return _slice("Services", bodies, call.limitation)
 
     def _orders_page(self, call: OrdersCall, portfolio: Portfolio, fault: str | None) -> bytes | None:
+        check_ids(call.product_service_order_ids, "ProductServiceOrderIds")
         for name, ids in (
             ("EnterpriseIds", call.enterprise_ids),
-            ("ProductServiceOrderIds", call.product_service_order_ids),
             ("AccountIds", call.account_ids),
             ("LinkedReservationIds", call.linked_reservation_ids),
         ):
@@ -344,6 +358,10 @@ class SimulatedPlatform:
         services = self._services_of(bytes(call.service_ids), portfolio)
         query = self._query(bytes(call.service_ids), services, interval, call.states, portfolio)
         found = query.found
+        if call.product_service_order_ids is not None:
+            wanted = {self.world.order_number(id_) for id_ in call.product_service_order_ids}
+            places = [place for place, number in enumerate(found.numbers) if number in wanted]
+            found = Found([found.numbers[place] for place in places], [found.keys[place] for place in places])
         count = call.limitation.count
         self._check_weight(found, services, interval, count)
         first = 0 if call.limitation.cursor is None else self._after(call, found, services, interval, fault)
@@ -354,9 +372,12 @@ class SimulatedPlatform:
         self._cursors[cursor] = found.keys[first + len(numbers) - 1]
         self.stats.portfolios[portfolio.name].pages += 1
         self.stats.portfolios[portfolio.name].orders += len(numbers)
-        if fault is None and not self.faults.condition("unknown"):
+        spoiled = self.faults.condition("bad-order")
+        if fault is None and not self.faults.condition("unknown") and not spoiled:
             return self._render(portfolio, numbers, cursor)
         bodies = [self.world.bodies[number] for number in numbers]
+        if spoiled:
+            bodies = [spoil_order(body, spoiled) for body in bodies]
         if fault in ("twice", "outside", "unasked", "type"):
             self._spoil(fault, bodies, services)
         if fault == "circle" and len(numbers) == count and call.limitation.cursor is not None:
@@ -398,12 +419,13 @@ class SimulatedPlatform:
         return services
 
     def _service_numbers(self, ids: Sequence[str], portfolio: Portfolio) -> list[int]:
-        numbers = [self.world.service_numbers.get(id_, -1) for id_ in ids]
+        numbers = [self.world.service_numbers.get(id_.lower(), -1) for id_ in ids]
         if -1 in numbers or any(self.world.portfolio_of(number) is not portfolio for number in numbers):
             raise RefusedError(400, "Invalid ServiceIds")
         return numbers
 
     def _in_scope(self, ids: Sequence[str] | None, known: Mapping[str, object], name: str) -> set[str] | None:
+        ids = None if ids is None else [id_.lower() for id_ in ids]
         if ids is not None and not known.keys() >= set(ids):
             raise RefusedError(400, f"Invalid {name}")
         return None if ids is None else set(ids)
@@ -564,6 +586,35 @@ _SIMPLE: dict[str | None, Response] = {
     "stall": Response(200, _JSON, b"", "stall"),
     "endless": Response(200, _JSON, b'{"ProductServiceOrders":[', "endless"),
 }
+
+
+_UUID = re.compile(rb'"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"')
+_OF_NUMBER = re.compile(rb'"Number":"\d+"')
+_OF_VOUCHER = re.compile(rb'"VoucherId":(?:null|"[^"]*")')
+_OF_CANCELLED = re.compile(rb'"CancelledUtc":(?:null|"[^"]*")')
+_OF_UPDATER = re.compile(rb'"UpdaterProfileId":"([^"]*)"')
+
+SPOILS: dict[str, Callable[[bytes], bytes]] = {
+    "a number for text": lambda body: _OF_NUMBER.sub(b'"Number":7', body),
+    "a required property is missing": lambda body: _OF_NUMBER.sub(b'"Was":7', body),
+    "a required property is null": lambda body: _OF_NUMBER.sub(b'"Number":null', body),
+    "half of a surrogate pair": lambda body: _OF_NUMBER.sub(rb'"Number":"\\ud83d"', body),
+    "a raw control character": lambda body: _OF_NUMBER.sub(b'"Number":"\x01"', body),
+    "UpdatedUtc is no time": lambda body: body.replace(b'"UpdatedUtc":"', b'"UpdatedUtc":"soon, after ', 1),
+    "NUL in text": lambda body: _OF_NUMBER.sub(rb'"Number":"7\\u0000"', body),
+    "an empty id": lambda body: _OF_VOUCHER.sub(b'"VoucherId":""', body),
+    "an id in braces": lambda body: _OF_UPDATER.sub(rb'"UpdaterProfileId":"{\1}"', body),
+    "an empty time": lambda body: _OF_CANCELLED.sub(b'"CancelledUtc":""', body),
+}
+"""Ways in which an order can be spoiled, by name; the last four can be read, and kept by some sinks."""
+
+
+def spoil_order(body: bytes, share: float) -> bytes:
+    """The order, spoiled if it is among that share of all; always the same ones, each always in the same way."""
+    number = int.from_bytes(blake2b(body[7:43], digest_size=8).digest(), "big")
+    if number % 1_000_000 >= share * 1_000_000:
+        return body
+    return list(SPOILS.values())[number // 1_000_000 % len(SPOILS)](body)
 
 
 def _zero_middle(page: bytes, chance: random.Random) -> bytes:

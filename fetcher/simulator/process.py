@@ -60,6 +60,11 @@ class Simulator(msgspec.Struct, frozen=True):
         lines = self._get(f"/simulator/truth{query}").decode().splitlines()
         return [(owner, id_, updated) for owner, id_, updated in (line.split("\t") for line in lines)]
 
+    def orders(self) -> list[tuple[str, bytes]]:
+        """Portfolio and JSON of every order that it holds now."""
+        lines = [line.partition(b"\t") for line in self._get("/simulator/orders").splitlines()]
+        return [(owner.decode(), body) for owner, _, body in lines]
+
     def stats(self) -> Stats:
         """What it has seen so far."""
         return msgspec.json.decode(self._get("/simulator/stats"), type=Stats)

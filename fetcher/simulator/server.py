@@ -1,8 +1,9 @@
 """The simulated platform as an HTTP server on this machine, and as a process of its own.
 
-Beside the platform's own paths it has three of the simulator's, for tests and demonstrations:
+Beside the platform's own paths it has four of the simulator's, for tests and demonstrations:
 
     GET  /simulator/truth?portfolio=NAME    each order's portfolio, id and UpdatedUtc, one a line, tab-separated
+    GET  /simulator/orders                  each order's portfolio and JSON, likewise
     GET  /simulator/stats                   what it has seen so far, as JSON
     POST /simulator/faults                  new faults, as `--faults` takes them
 """
@@ -137,6 +138,10 @@ class SimulatorServer:
             owners = [owner.name for owner in platform.world.portfolios.values() if name in (None, owner.name)]
             lines = [f"{owner}\t{id_}\t{updated}" for owner in owners for id_, updated in platform.world.truth(owner)]
             return web.Response(text="\n".join(lines))
+        if request.path == "/simulator/orders":
+            owners = [owner.name for owner in platform.world.portfolios.values()]
+            lines = [b"%b\t%b" % (owner.encode(), body) for owner in owners for body in platform.world.orders(owner)]
+            return web.Response(body=b"\n".join(lines))
         if request.path == "/simulator/faults" and request.method == "POST":
             try:
                 platform.faults = parse_faults(await request.text())

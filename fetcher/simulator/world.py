@@ -167,8 +167,11 @@ class World:
 
     def order_number(self, order_id: str) -> int | None:
         """The number of the order with that id; `None` if there is none."""
-        number = (int(order_id[-12:], 16) * self._unmix) % (1 << 48)
-        return number if number < len(self.bodies) and self.order_id(number) == order_id else None
+        try:
+            number = (int(order_id[-12:], 16) * self._unmix) % (1 << 48)
+        except ValueError:
+            return None
+        return number if number < len(self.bodies) and self.order_id(number) == order_id.lower() else None
 
     def matches(self, number: int, services: set[int], start: int | None, end: int | None) -> bool:
         """Whether an order is of these services, and updated within `start` and `end`, both included."""
@@ -230,9 +233,18 @@ class World:
         self.update(number, moment, chance.choice(STATES[:7]))
         return number
 
-    def update(self, number: int, updated: int, state: str) -> None:
-        """Change an order's state at a time; it moves to its new place in every answer. Time never goes back."""
-        updated = max(updated, self.updated[number] + 1)
+    def orders(self, portfolio: str) -> Iterator[bytes]:
+        """Each order of a portfolio (by name), as it is sent."""
+        for number, body in enumerate(self.bodies):
+            if self.portfolio_of(self._service[number]).name == portfolio:
+                yield body
+
+    def update(self, number: int, updated: int, state: str, *, same_second: bool = False) -> None:
+        """Change an order's state at a time; it moves to its new place in every answer. Time never goes back.
+
+        `same_second`: it may stand still, for a platform tells no fractions of a second.
+        """
+        updated = max(updated, self.updated[number] + (0 if same_second else 1))
         body = msgspec.json.decode(self.bodies[number])
         body.update({"State": state, "UpdatedUtc": _text(updated)})
         if state == "Canceled":

@@ -25,13 +25,13 @@ from fetcher.connector.operations import (
     ServicesRequest,
 )
 from fetcher.connector.transport import Heard, Reply, TransportError
-from fetcher.errors import DataError, FetcherError, InvalidRequestError, TooHeavyError, UnavailableError
+from fetcher.errors import FetcherError, InvalidRequestError, TooHeavyError, UnavailableError
 from fetcher.progress import Tally
 from tests.virtual import run_virtually
 
 EXAMPLES = int(os.environ.get("FETCHER_EXAMPLES", "150"))
-ORDERS = OrdersOperation()
 REQUEST = EnterprisesRequest(Limitation(1000))
+ORDERS_REQUEST = OrdersRequest(Limitation(10), ["a"], Interval("2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"))
 
 
 class Answers:
@@ -209,12 +209,21 @@ def test_204_is_an_empty_page() -> None:
     assert (answer.listing.items, answer.listing.cursor) == ([], None)
 
 
-def test_a_wrong_type_names_order_property_and_types_and_not_the_value() -> None:
-    body = b'{"ProductServiceOrders":[{"Id":"the-order","ServiceId":"VALUE-7"},{"Id":5}],"Cursor":null}'
-    with pytest.raises(DataError) as caught:
-        ORDERS.decode(body)
-    assert caught.value.order == "the-order"
-    assert "VALUE-7" not in str(caught.value)
+def test_what_the_platform_damaged_is_believed_when_it_comes_the_same_again() -> None:
+    bad = reply(200, b'{"ProductServiceOrders":[{"Id":"the-order","Number":"\\ud83d"}],"Cursor":null}')
+    answers = Answers(bad)
+    answer, tally = call(answers, OrdersOperation(), ORDERS_REQUEST)
+    assert [order.id for order in answer.listing.rejected.values()] == ["the-order"]
+    assert (len(answers.times), tally.retries) == (2, 1)
+
+
+def test_what_a_network_damaged_is_asked_for_again() -> None:
+    first = reply(200, b'{"ProductServiceOrders":[{"Id":"\x00\x00"}],"Cursor":null}')
+    other = reply(200, b'{"ProductServiceOrders":[{"Id":"\x00x"}],"Cursor":null}')
+    whole = reply(200, b'{"ProductServiceOrders":[],"Cursor":null}')
+    answers = Answers(first, other, whole)
+    answer, _ = call(answers, OrdersOperation(), ORDERS_REQUEST)
+    assert (answer.listing.count, len(answers.times)) == (0, 3)
 
 
 bodies = st.one_of(
@@ -236,9 +245,8 @@ bodies = st.one_of(
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(body=bodies, status=st.sampled_from([200, 200, 200, 201, 302, 400, 401, 408, 429, 500]))
 def test_whatever_comes_only_our_own_errors_come_out(body: bytes, status: int) -> None:
-    request = OrdersRequest(Limitation(10), ["a"], Interval("2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"))
     try:
-        call(Answers(reply(status, body, Retry_After="1")), OrdersOperation(), request)
+        call(Answers(reply(status, body, Retry_After="1")), OrdersOperation(), ORDERS_REQUEST)
     except FetcherError as error:
         assert "SECRET" not in str(error)
 
@@ -261,6 +269,8 @@ def test_headers_are_not_trusted(text: str) -> None:
         lambda: ServicesRequest(Limitation(1), service_ids=["x"] * 1001),
         lambda: OrdersRequest(Limitation(1), [], Interval("a", "b")),
         lambda: OrdersRequest(Limitation(1), ["x"], Interval("a", "b"), states=[]),
+        lambda: OrdersRequest(Limitation(1), ["x"], product_service_order_ids=["x"] * 1001),
+        lambda: OrdersRequest(Limitation(1), ["x"], product_service_order_ids=[]),
     ],
 )
 def test_a_request_that_the_contract_forbids_cannot_be_made(make: Any) -> None:

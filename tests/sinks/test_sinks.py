@@ -25,35 +25,11 @@ from fetcher.connector.operations import OrdersOperation
 from fetcher.errors import ConfigError, DataError, SinkError
 from fetcher.sinks import Batch, EncodedPage, Page, Sink, make_sink
 from fetcher.sinks.jsonl import StdoutSink
+from tests.orders import SERVICE, order
 from tests.postgres import Server
 
-SERVICE = "11111111-1111-4111-a111-111111111111"
 SETTLED = "2024-01-01T00:00:00"
 KINDS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "duckdb", "postgresql")
-
-
-def order(number: int, updated: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "Id": f"{number:08x}-0000-4000-a000-000000000000",
-        "ServiceId": SERVICE,
-        "AccountId": SERVICE,
-        "AccountType": "Customer",
-        "CreatorProfileId": SERVICE,
-        "UpdaterProfileId": SERVICE,
-        "Number": str(number),
-        "State": "Confirmed",
-        "Origin": "Connector",
-        "OriginDetails": 'Ünï"c,o\\dé\n🥐',
-        "CreatedUtc": "2020-01-01T00:00:00Z",
-        "UpdatedUtc": updated,
-        "Options": {
-            "OwnerCheckedIn": True,
-            "AllCompanionsCheckedIn": False,
-            "AnyCompanionCheckedIn": True,
-            "ConnectorCheckIn": False,
-        },
-        **changes,
-    }
 
 
 def page(orders: Iterable[dict[str, Any]], *, repeats: bool = False, settled: str = SETTLED) -> Page:
