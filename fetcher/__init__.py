@@ -14,6 +14,11 @@ table = fetcher.load("config.toml")                       # notebooks: a pyarrow
 
 from __future__ import annotations
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("fetcher runs on POSIX systems alone (Linux, macOS): on Windows, install it within WSL")
+
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +36,7 @@ from fetcher.errors import (
     InvalidRequestError,
     MissingExtraError,
     PlatformError,
+    SetupError,
     SinkBusyError,
     SinkError,
     TooHeavyError,
@@ -61,6 +67,7 @@ __all__ = [
     "PortfolioReport",
     "ProductServiceOrder",
     "Report",
+    "SetupError",
     "SinkBusyError",
     "SinkError",
     "Tally",
@@ -108,7 +115,7 @@ def load(config: str | Path | Config) -> pa.Table:
     """Every order of the selection as one pyarrow.Table, one row an order; the sink is not used.
 
     For notebooks and scripts: it needs no event loop, and works where one is running. Memory grows with the orders,
-    about 450 bytes each.
+    about 450 bytes each. Ctrl-C ends it within 5 seconds, with KeyboardInterrupt.
 
     Raises:
         ConfigError: the configuration is wrong, or a token is missing.

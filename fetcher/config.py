@@ -75,7 +75,7 @@ class Token:
 
     def beside(self, folder: Path) -> Token:
         """The same, with a file's path taken as relative to `folder`."""
-        return Token({"file": str(folder / str(self._value))}) if self._kind == "file" else self
+        return Token({"file": _path_beside(folder, str(self._value))}) if self._kind == "file" else self
 
     def resolve(self, place: str) -> Secret:
         """Get it from where it is; surrounding white space is cut off.
@@ -92,11 +92,13 @@ class Token:
                 raise ConfigError(place, f"the environment variable {self._value} is not set", cure)
             return _checked(text, place, f"the environment variable {self._value} is", "Set it to the token")
         try:
-            text = Path(self._value).expanduser().read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            cause = f"the token file {self._value} cannot be read ({reason})"
+            text = _decoded(expand_home(self._value, place).read_bytes())
+        except OSError as error:
+            cause = f"the token file {self._value} cannot be read ({error.strerror})"
             raise ConfigError(place, cause, "Write the token into it, readable for this user") from None
+        except UnicodeError as error:
+            cause = f"the token file {self._value} cannot be read ({error.args[-1]})"
+            raise ConfigError(place, cause, "Save it as UTF-8, with the token and nothing else") from None
         return _checked(text, place, f"the token file {self._value} is", "Write the token into it")
 
 
@@ -109,6 +111,37 @@ def _checked(text: str, place: str, what: str, cure: str) -> Secret:
     return Secret(text)
 
 
+def expand_home(path: str, place: str) -> Path:
+    """`path`, with `~` and `~user` at its beginning as that user's home folder.
+
+    Raises:
+        ConfigError: there is none; `place` says where the path was given.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        cause = f"nobody knows the home folder for {Path(path).parts[0]}"
+        raise ConfigError(place, cause, "Set HOME, or write the whole path") from None
+
+
+def _path_beside(folder: Path, path: str) -> str:
+    return path if path.startswith("~") else str(folder / path)
+
+
+def _decoded(data: bytes) -> str:
+    """A file's text: UTF-8, whether or not an editor put a byte order mark before it.
+
+    Raises:
+        UnicodeError: it is none; the last argument says what it seems to be.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+        raise UnicodeError("it is UTF-16 text")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UnicodeError("it is not UTF-8 text") from None
+
+
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file; an unknown key is a mistake."""
 
@@ -119,6 +152,8 @@ class PlatformConfig(_Section, frozen=True, kw_only=True):
     address: str = "https://api.mews.com"
     client: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "fetcher 1.0.0"
     client_token: Token
+    ca_file: str | None = None
+    """Certificates (PEM) that are trusted besides the system's; `None`: none."""
 
 
 class PortfolioConfig(_Section, frozen=True, kw_only=True):
@@ -205,10 +240,12 @@ def load_config(path: str | Path) -> Config:
     """
     path = Path(path)
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(str(path), f"it cannot be read ({reason})", "Name a configuration file") from None
+        text = _decoded(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(str(path), f"it cannot be read ({error.strerror})", "Name a configuration file") from None
+    except UnicodeError as error:
+        cure = "Save it as UTF-8, or name a configuration file"
+        raise ConfigError(str(path), f"it cannot be read ({error.args[-1]})", cure) from None
     if not text.strip():
         raise ConfigError(str(path), "it is empty", "Wait for whatever writes it, or name another file")
     try:
@@ -235,7 +272,7 @@ def make_config(document: Mapping[str, Any], folder: Path | None = None) -> Conf
 
 
 def resolved(config: Config) -> Config:
-    """`config` with every token as its text, wherever it was to be had.
+    """`config` with every token as its text, wherever it was to be had, and no path that depends on who reads it.
 
     Raises:
         ConfigError: there is none.
@@ -244,7 +281,9 @@ def resolved(config: Config) -> Config:
     client_token = platform.client_token.resolve("platform.client_token")
     return msgspec.structs.replace(
         config,
-        platform=msgspec.structs.replace(platform, client_token=Token(client_token.reveal())),
+        platform=msgspec.structs.replace(
+            platform, client_token=Token(client_token.reveal()), ca_file=ca_file_of(platform)
+        ),
         portfolios=[
             msgspec.structs.replace(
                 portfolio,
@@ -255,6 +294,15 @@ def resolved(config: Config) -> Config:
             for portfolio in portfolios
         ],
     )
+
+
+def ca_file_of(platform: PlatformConfig) -> str | None:
+    """The file of further certificates, with `~` expanded.
+
+    Raises:
+        ConfigError: there is no such home.
+    """
+    return None if platform.ca_file is None else str(expand_home(platform.ca_file, "platform.ca_file"))
 
 
 def to_wire(config: Config) -> bytes:
@@ -372,7 +420,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _beside(config: Config, folder: Path) -> Config:
-    platform = msgspec.structs.replace(config.platform, client_token=config.platform.client_token.beside(folder))
+    ca_file = config.platform.ca_file
+    platform = msgspec.structs.replace(
+        config.platform,
+        client_token=config.platform.client_token.beside(folder),
+        ca_file=None if ca_file is None else _path_beside(folder, ca_file),
+    )
     portfolios = [
         msgspec.structs.replace(portfolio, access_token=portfolio.access_token.beside(folder))
         for portfolio in config.portfolios

@@ -26,8 +26,10 @@ from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, Start
 from fetcher.checkpoint import Checkpoint
 from fetcher.claims import FirstCome
 from fetcher.config import Config, PortfolioConfig, resolved, to_wire
+from fetcher.connector.route import find_route
 from fetcher.errors import ConfigError
 from fetcher.load import Encode
+from fetcher.open_files import connections_for
 from fetcher.progress import Failure, Tally
 from fetcher.sinks.base import Progress
 from fetcher.worker import command
@@ -105,7 +107,11 @@ class Crew:
 
     async def __aenter__(self) -> Crew:
         try:
-            for config in deal(resolved(self._config), self._processes):
+            hands = deal(resolved(self._config), self._processes)
+            # What is wrong here is told here: a worker could but die of it.
+            await find_route(self._config.platform.address, hands[0].platform.ca_file)
+            connections_for(max(hands, key=lambda config: len(config.portfolios)))
+            for config in hands:
                 self._members.append(await self._hire(config))
         except BaseException:  # cancelled, too: who fails to enter is not exited
             await self._exits.aclose()

@@ -140,6 +140,14 @@ class UnavailableError(PlatformError):
     cure = "Run again when the platform is well: what is durable is not loaded again"
 
 
+class SetupError(PlatformError):
+    """What is set up here keeps every request from leaving: a proxy, or a certificate that is not trusted."""
+
+    def __init__(self, operation: str, detail: str, cure: str) -> None:
+        self.cure = cure
+        super().__init__(operation, detail)
+
+
 class BadResponseError(PlatformError):
     """The answer cannot be used: truncated, undecodable, too large, not JSON, or against the contract."""
 

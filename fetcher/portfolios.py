@@ -21,12 +21,13 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from fetcher.checkpoint import Checkpoint, owners_of
 from fetcher.claims import Claims, FirstCome
-from fetcher.config import Config, PortfolioConfig
+from fetcher.config import Config, PortfolioConfig, ca_file_of
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.slots import slot_file, state_folder
 from fetcher.connector.transport import HttpTransport, Transport
 from fetcher.load import Encode, PortfolioLoad, Send
+from fetcher.open_files import connections_for
 from fetcher.progress import Tally
 from fetcher.sinks.base import Page, Progress
 from fetcher.writer import Delivery, deliver
@@ -165,6 +166,8 @@ class Portfolios:
                 self._config.platform.address,
                 seconds=limits.request_seconds,
                 body_bytes=limits.body_mebibytes * 2**20,
+                connections=connections_for(self._config),
+                ca_file=ca_file_of(self._config.platform),
             )
             transport = await self._exits.enter_async_context(http)
         platform = Platform(

@@ -6,7 +6,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
+from typing import TypeVar
 
 import anyio
 import msgspec
@@ -24,12 +29,48 @@ try:
 except ImportError as missing:
     raise MissingExtraError("fetcher.load", "parquet") from missing
 
+T = TypeVar("T")
+
+END_SECONDS = 4.0
+"""After Ctrl-C, for the load to end; then it is left to itself: the lookup of a name cannot be interrupted."""
+
 
 def load_table(config: Config) -> pa.Table:
     """See `fetcher.load`."""
-    # In a thread of its own, because a notebook's has an event loop that runs already.
-    with ThreadPoolExecutor(1, thread_name_prefix="fetcher-load") as executor:
-        return executor.submit(anyio.run, _collect, config).result()
+    return _in_thread(_collect, config)
+
+
+def _in_thread(function: Callable[[Config], Awaitable[T]], config: Config) -> T:
+    """Run it in a thread of its own, for a notebook's has an event loop that runs already.
+
+    Whatever ends the wait for it, Ctrl-C say, cancels it.
+    """
+    done: Future[T] = Future()
+    cancel: Future[Callable[[], object]] = Future()
+
+    async def within() -> T:
+        with anyio.CancelScope() as scope:
+            loop = asyncio.get_running_loop()
+            cancel.set_result(lambda: loop.call_soon_threadsafe(scope.cancel))
+            return await function(config)
+        raise RuntimeError("cancelled, so nobody waits for what comes of it")
+
+    def work() -> None:
+        try:
+            done.set_result(anyio.run(within))
+        except BaseException as error:  # raised where it is waited for
+            done.set_exception(error)
+
+    thread = Thread(target=work, name="fetcher-load", daemon=True)
+    thread.start()
+    try:
+        return done.result()
+    except BaseException:
+        with suppress(RuntimeError, TimeoutError):  # its loop has ended, or never began
+            cancel.result(END_SECONDS)()
+        raise
+    finally:
+        thread.join(END_SECONDS)
 
 
 async def _collect(config: Config) -> pa.Table:

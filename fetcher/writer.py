@@ -7,6 +7,7 @@ which its walk delivered; a batch is committed with exactly what was noted since
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -82,8 +83,11 @@ class Writer:
         tallies: by portfolio, where it tells what was committed.
     """
 
+    FIRST_SECONDS = 1.0
+    """The first page waits no longer than this to become durable: who is killed early has something to go on from."""
     COMMIT_SECONDS = 20.0
-    """A page waits no longer than this to become durable, however slowly its batch fills."""
+    """No page waits longer, however slowly its batch fills. From the first on the time doubles until then: a folder of
+    Parquet files gets a handful of small ones in each run, not one for each second."""
     BATCH_BYTES = 64 * 2**20
     """A batch takes no more memory than this, however large its orders are."""
     AHEAD_BYTES = 16 * 2**20
@@ -105,6 +109,7 @@ class Writer:
         self._rows = 0
         self._bytes = 0
         self._due: float | None = None
+        self._seconds = self.FIRST_SECONDS  # that the batch in hand may take to fill
         self._turn = anyio.Semaphore(1)  # one commit at a time
 
     async def run(self, receive: MemoryObjectReceiveStream[Delivery]) -> None:
@@ -130,6 +135,7 @@ class Writer:
     ) -> None:
         """Have what was collected made durable, with the progress that it stands for, after what came before it."""
         await self._turn.acquire()
+        self._seconds = min(2 * self._seconds, self.COMMIT_SECONDS)
         pages, progress = self._pages, self._progress
         self._pages, self._progress, self._rows, self._bytes, self._due = [], {}, 0, 0, None
         batch = Batch(pages=pages, progress=progress, forget_before=forget_before() if forget_before else {})
@@ -152,7 +158,7 @@ class Writer:
             try:
                 self._take(receive.receive_nowait())  # in a hurry there is always one, and no need to watch the clock
             except anyio.WouldBlock:
-                with anyio.move_on_at(self._due) if self._due is not None else anyio.CancelScope():
+                with anyio.CancelScope(deadline=math.inf if self._due is None else self._due):
                     self._take(await receive.receive())
         except anyio.EndOfStream:
             return False
@@ -165,4 +171,4 @@ class Writer:
             self._bytes += delivery.page.size
         self._progress.update(delivery.accept())
         if self._due is None:
-            self._due = anyio.current_time() + self.COMMIT_SECONDS
+            self._due = anyio.current_time() + self._seconds

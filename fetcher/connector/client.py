@@ -35,6 +35,7 @@ from fetcher.errors import (
     BadResponseError,
     InvalidRequestError,
     PlatformError,
+    SetupError,
     TooHeavyError,
     UnavailableError,
 )
@@ -130,6 +131,7 @@ class Connector:
             TooHeavyError: 408, 413, or twice no answer in time.
             InvalidRequestError: another 4xx, or a redirect.
             UnavailableError: the platform is down, or refuses, for longer than anybody should wait.
+            SetupError: a proxy or a certificate keeps requests from leaving; no other try would.
             BadResponseError: its answers cannot be used, however often.
         """
         body = self._credentials.sign(request)
@@ -218,6 +220,10 @@ class Connector:
         try:
             reply = await self.platform.transport.post(path, body, heard, room)
         except TransportError as error:
+            if error.kind == "misconfigured":  # no outage, and no other try would leave either
+                slot.unsent()
+                circuit.abandoned()
+                raise SetupError(path, error.detail, error.cure) from None
             if begun is None:
                 slot.unsent() if error.kind == "unsent" else slot.broken()
                 circuit.failed()

@@ -10,12 +10,14 @@ import asyncio
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Literal, Protocol
 
 import aiohttp
 import anyio
 import msgspec
+
+from fetcher.connector.route import Route, find_route, obstacle
 
 try:
     from isal import isal_zlib as inflate  # the `speed` extra: a quarter of zlib's time
@@ -32,17 +34,22 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
 
 
+Kind = Literal["unsent", "broken", "timeout", "too large", "corrupt", "misconfigured"]
+
+
 class TransportError(Exception):
     """There is no usable answer. `kind` tells what is known of the request.
 
     `unsent`: it never left. `broken`: it may have arrived. `timeout`: it probably arrived, and took too long.
     `too large`, `corrupt`: it was answered, with a body over the bound, or one that does not decompress.
+    `misconfigured`: it never left, nor will it before what is set up here is changed; `cure` tells how.
     """
 
-    def __init__(self, kind: Literal["unsent", "broken", "timeout", "too large", "corrupt"], detail: str) -> None:
+    def __init__(self, kind: Kind, detail: str, cure: str = "") -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
+        self.cure = cure
 
 
 Heard = Callable[[int, Mapping[str, str]], None]
@@ -79,24 +86,44 @@ class HttpTransport:
         address: scheme, host and port.
         seconds: how long the platform may take to answer, and then to send the answer's body.
         body_bytes: how large an answer may be, decompressed.
+        connections: how many may be open at once; whoever wants one more waits for it.
+        ca_file: certificates that are trusted besides the system's.
     """
 
     CONNECT_SECONDS = 15.0
     """For a name, a connection and its TLS: beyond it the platform is out of reach, not slow."""
+    CONNECT_SHARE = 0.75
+    """Of `seconds`, at most: were it all, nobody could tell afterwards whether the request had left."""
 
-    def __init__(self, address: str, *, seconds: float, body_bytes: int) -> None:
+    def __init__(
+        self, address: str, *, seconds: float, body_bytes: int, connections: int = 1000, ca_file: str | None = None
+    ) -> None:
+        self._address = address
         self._root = f"{address}/api/connector/v1/"
         self._seconds = seconds
         self._body_bytes = body_bytes
-        # A proxy named in the environment sees what is not encrypted, so only https may go through one.
-        self._trust_env = address.startswith("https:")
+        self._ca_file = ca_file
+        # Not the pool's own limit: waiting for that would count as waiting for the platform.
+        self._free = anyio.Semaphore(connections, fast_acquire=True)
         self._session: aiohttp.ClientSession | None = None
+        self._route = Route("")
+        self._options: dict[str, Any] = {}
+        self._reached = False
+        """Whether there was ever an answer: then what is set up here is right, and what goes wrong is an outage."""
 
     async def __aenter__(self) -> HttpTransport:
+        """Find the way there.
+
+        Raises:
+            ConfigError: see `find_route`.
+        """
+        self._route = await find_route(self._address, self._ca_file)
+        self._options = self._route.options()
         self._session = aiohttp.ClientSession(
-            # The walks bound the connections; the pool must not.
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, connect=min(self._seconds, self.CONNECT_SECONDS)),
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=min(self._seconds * self.CONNECT_SHARE, self.CONNECT_SECONDS)
+            ),
             headers={
                 "Content-Type": "application/json",
                 "Accept-Encoding": "gzip",
@@ -104,7 +131,7 @@ class HttpTransport:
             },
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # so that the bound is ours, and ISA-L may do it
-            trust_env=self._trust_env,
+            trace_configs=[] if self._route.proxy is None else [_watch_connecting()],
         )
         return self
 
@@ -118,11 +145,21 @@ class HttpTransport:
         """See `Transport.post`."""
         if self._session is None:
             raise RuntimeError("HttpTransport is used outside its `async with`")
+        async with self._free:
+            return await self._post(self._session, path, body, heard, room)
+
+    async def _post(
+        self, session: aiohttp.ClientSession, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None
+    ) -> Reply:
         held = False
+        way = _Way()
         try:
             async with asyncio.timeout(self._seconds):
-                response = await self._session.post(self._root + path, data=body, allow_redirects=False)
+                response = await session.post(
+                    self._root + path, data=body, allow_redirects=False, trace_request_ctx=way, **self._options
+                )
             async with response:
+                self._reached = True
                 heard(response.status, response.headers)
                 if room is not None and brings_page(response.status):
                     await room.acquire()  # however long that takes: it is not the platform that we wait for
@@ -133,19 +170,22 @@ class HttpTransport:
                 reply = Reply(response.status, response.headers, self._decompress(raw, encoding))
                 held = False  # from here on it is the caller's
                 return reply
-        except TimeoutError as error:
-            if isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise TransportError("unsent", "no connection within the time-out") from None
-            raise TransportError("timeout", f"no answer within {self._seconds:g} seconds") from None
-        except aiohttp.ClientConnectorError as error:
-            # Its text names host and port, which the user configured, and the system's reason.
-            raise TransportError("unsent", _reason(error.os_error)) from None
-        except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
-            # The text of other errors may quote what was received: the kind must do.
-            raise TransportError("broken", f"the connection broke ({type(error).__name__})") from None
+        except (aiohttp.ClientError, OSError, ssl.SSLError) as error:  # a TimeoutError is an OSError
+            raise self._translated(error, way) from None
         finally:
             if held and room is not None:
                 room.release()
+
+    def _translated(self, error: Exception, way: _Way) -> TransportError:
+        found = obstacle(self._route, error, connecting=way.connecting)
+        if found is not None:
+            if found.cure is None or self._reached:
+                return TransportError("unsent", found.detail)
+            return TransportError("misconfigured", found.detail, found.cure)
+        if isinstance(error, TimeoutError):
+            return TransportError("timeout", f"no answer within {self._seconds:g} seconds")
+        # The text of other errors may quote what was received: the kind must do.
+        return TransportError("broken", f"the connection broke ({type(error).__name__})")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         announced = response.content_length
@@ -191,5 +231,23 @@ class HttpTransport:
         return TransportError("too large", f"the answer is larger than {limit:g} MiB (limits.body_mebibytes)")
 
 
-def _reason(error: OSError) -> str:
-    return f"no connection to the platform ({error.strerror or type(error).__name__})"
+class _Way:
+    """How far a request is that goes through a proxy."""
+
+    def __init__(self) -> None:
+        self.connecting = False
+
+
+def _watch_connecting() -> aiohttp.TraceConfig:
+    """Tells what aiohttp's errors do not: whether there was a connection through the proxy yet."""
+
+    async def begun(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
+        context.trace_request_ctx.connecting = True
+
+    async def ended(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
+        context.trace_request_ctx.connecting = False
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_create_start.append(begun)
+    config.on_connection_create_end.append(ended)
+    return config

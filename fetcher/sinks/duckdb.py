@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fetcher.config import expand_home
 from fetcher.errors import ConfigError, MissingExtraError, SinkError
 from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
 from fetcher.sinks.ledger import busy, check_folder
@@ -211,7 +212,7 @@ def make(url: str) -> Sink:
     name = url.partition(":")[2]
     if not name or name.startswith(":"):
         raise ConfigError("sink.url", "duckdb: needs a file", 'Write it like "duckdb:orders.duckdb"')
-    return DuckdbSink(url, Path(name).expanduser())
+    return DuckdbSink(url, expand_home(name, "sink.url"))
 
 
 def _progress(db: duckdb.DuckDBPyConnection) -> Progress:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from fetcher.config import expand_home
 from fetcher.connector.types import RejectedOrder
 from fetcher.errors import ConfigError, MissingExtraError, SinkError
 from fetcher.sinks.append import AppendFile, Text
@@ -255,7 +256,7 @@ def make(url: str) -> Sink:
         return StdoutSink(url)
     if not name or name.endswith("/"):
         raise ConfigError("sink.url", "jsonl: needs a file", 'Write it like "jsonl:orders.jsonl" or "jsonl:-"')
-    path = Path(name).expanduser()
+    path = expand_home(name, "sink.url")
     codec = {".gz": _gzip, ".zst": _zstd}.get(path.suffix, _plain)()
     return JsonlSink(url, path, codec)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from fetcher.config import expand_home
 from fetcher.errors import ConfigError, MissingExtraError, SinkError
 from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
 from fetcher.sinks.ledger import (
@@ -272,7 +273,7 @@ def make(url: str) -> Sink:
     name = url.partition(":")[2]
     if not name or name == "-":
         raise ConfigError("sink.url", "parquet: needs a folder", 'Write it like "parquet:orders/"')
-    path = Path(name).expanduser()
+    path = expand_home(name, "sink.url")
     if path.is_file():
         raise ConfigError("sink.url", f"{name} is a file, and parquet: needs a folder", "Name a folder")
     return ParquetSink(url, path)

@@ -25,7 +25,7 @@ from fetcher.connector.operations import (
     ServicesRequest,
 )
 from fetcher.connector.transport import Heard, Reply, TransportError
-from fetcher.errors import FetcherError, InvalidRequestError, TooHeavyError, UnavailableError
+from fetcher.errors import FetcherError, InvalidRequestError, SetupError, TooHeavyError, UnavailableError
 from fetcher.progress import Tally
 from tests.virtual import run_virtually
 
@@ -276,3 +276,34 @@ def test_headers_are_not_trusted(text: str) -> None:
 def test_a_request_that_the_contract_forbids_cannot_be_made(make: Any) -> None:
     with pytest.raises(ValueError, match=r"\d|empty"):
         make()
+
+
+class Blocked:
+    """Nothing leaves, for a reason of our own."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        self.tries += 1
+        raise TransportError("misconfigured", "the proxy p:1 wants a password (407)", "Write it into https_proxy")
+
+
+def test_what_is_set_up_wrongly_here_is_told_at_once_and_is_no_outage() -> None:
+    async def scenario() -> None:
+        blocked = Blocked()
+        platform = Platform(blocked, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
+        budget = RequestBudget(20, 30)
+        connector = Connector(platform, Credentials("C-SECRET", "A-SECRET", "t"), budget, Tally(portfolio="north"))
+        begun = anyio.current_time()
+        for number in range(1, 13):  # more than would open the circuit
+            with pytest.raises(SetupError) as caught:
+                await connector.call(ENTERPRISES, REQUEST, anyio.Semaphore(1))
+            assert blocked.tries == number
+        assert caught.value.cure == "Write it into https_proxy"
+        assert str(caught.value).endswith("the proxy p:1 wants a password (407). Write it into https_proxy")
+        assert platform.circuit.down_seconds is None
+        assert budget.used == 0  # nothing was sent
+        assert anyio.current_time() - begun < 0.01
+
+    run_virtually(scenario)
