@@ -27,6 +27,7 @@ from fetcher.connector.types import utc_text
 from fetcher.crew import processes_for
 from fetcher.errors import ConfigError, FetcherError, PlatformError, SinkError
 from fetcher.job import Job, PortfolioPlan
+from fetcher.output import steady_output, to_json
 from fetcher.progress import Report
 from fetcher.simulator.faults import CONDITIONS, HOSTILE, STRIKES, parse_faults
 from fetcher.simulator.platform import Behaviour
@@ -314,16 +315,15 @@ def demo(
 
 def main() -> None:
     """The program `fetcher`."""
+    steady_output()
     try:
         app(prog_name="fetcher")
     except FetcherError as error:
         print(f"fetcher: {error}", file=sys.stderr)
         begun = isinstance(error, PlatformError) or (isinstance(error, SinkError) and error.after_start)
         sys.exit(PARTLY if begun else USAGE)
-    except BrokenPipeError:
-        # Whoever read our output has left; what is durable is durable.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(PARTLY)
+    finally:
+        sys.stdout.flush()  # else it is Python that does, and its exit code tells of that
 
 
 def _settings(path: Path, sink: str | None, from_: str | None, until: str | None) -> Config:
@@ -396,4 +396,4 @@ def _log_to(console: Console, *, quiet: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(msgspec.json.encode(value).decode())
+    print(to_json(value))

@@ -26,7 +26,7 @@ class KeepingSink(Sink):
     def __init__(self) -> None:
         super().__init__("memory:")
         self.batches: list[tuple[float, list[int], dict[str, str | None]]] = []
-        self.forgotten: list[str | None] = []
+        self.forgotten: list[Mapping[str, str]] = []
         self.fails_at: int | None = None
 
     def probe(self) -> None: ...
@@ -87,7 +87,7 @@ class Line:
     def run(self, feed: Callable[[MemoryObjectSendStream[Delivery]], Awaitable[None]]) -> None:
         async def scenario() -> None:
             send, receive = anyio.create_memory_object_stream[Delivery](0)
-            writer = Writer(self.sink, self.offload, lambda: "2024", {"north": self.tally})
+            writer = Writer(self.sink, self.offload, lambda: {"north": "2024"}, {"north": self.tally})
             with receive:
                 async with anyio.create_task_group() as group:
 
@@ -224,7 +224,7 @@ def test_the_last_batch_says_what_may_be_forgotten_and_only_it() -> None:
         await line.send(stream, page=False)
 
     line.run(feed)
-    assert line.sink.forgotten == [None, None, "2024"]
+    assert line.sink.forgotten == [{}, {}, {"north": "2024"}]
 
 
 def test_nothing_is_committed_where_nothing_came() -> None:
