@@ -306,8 +306,13 @@ def ca_file_of(platform: PlatformConfig) -> str | None:
 
 
 def to_wire(config: Config) -> bytes:
-    """A resolved configuration with its tokens in the clear: for another process of ours, and for nothing else."""
-    return msgspec.msgpack.encode(config, enc_hook=_encode_token)
+    """A resolved configuration with its tokens in the clear: for another process of ours, and for nothing else.
+
+    Of a file's name that is no text there is an approximation in it: other processes have no use for it.
+    """
+    url = config.sink.url
+    sink = SinkConfig(url=None if url is None else url.encode("utf-8", "replace").decode())
+    return msgspec.msgpack.encode(msgspec.structs.replace(config, sink=sink), enc_hook=_encode_token)
 
 
 def from_wire(data: bytes) -> Config:

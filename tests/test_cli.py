@@ -196,6 +196,144 @@ def test_a_signal_ends_within_five_seconds_and_the_next_run_goes_on(
         assert len((tmp_path / "o.jsonl").read_bytes().splitlines()) == 1500
 
 
+def redirected(command: str, redirection: str, folder: Path, **environment: str) -> tuple[int, bytes, bytes]:
+    """Exit code, standard output and error of a command whose output a shell redirects."""
+    script = f'exec "$0" -m fetcher {command} {redirection}'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=100,
+        cwd=folder,
+        env={**os.environ, **environment},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+NOWHERE = [
+    ">&-",
+    "2>&-",
+    ">/dev/full",
+    "2>/dev/full",
+    ">/dev/full 2>/dev/full",
+    "<&- >&- 2>&-",
+]
+
+
+@pytest.mark.parametrize("redirection", NOWHERE)
+@pytest.mark.parametrize("command", ["run", "run --json"])
+def test_output_that_cannot_be_written_is_no_failure_of_a_load(
+    command: str, redirection: str, simulator: Simulator, tmp_path: Path, client_token: dict[str, str]
+) -> None:
+    write_config(tmp_path, simulator)
+    code, output, errors = redirected(command, redirection, tmp_path, **client_token)
+    assert code == 0
+    assert len({json.loads(line)["Id"] for line in (tmp_path / "o.jsonl").read_bytes().splitlines()}) == 1500
+    assert b"Traceback" not in errors
+    if ">&-" not in redirection.split() and ">/dev/full" not in redirection.split():
+        assert b"1500" in output or b"1,500" in output
+    elif "2>" not in redirection:
+        assert errors.count(b"standard output cannot be written") == 1
+
+
+@pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", ">/dev/full", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("status", 0), ("plan", 0), ("check", 0), ("check --json", 0), ("--version", 0), ("run --fast", 2), ("run no", 2)],
+)
+def test_output_that_cannot_be_written_changes_no_exit_code(
+    command: str, code: int, redirection: str, simulator: Simulator, tmp_path: Path, client_token: dict[str, str]
+) -> None:
+    write_config(tmp_path, simulator)
+    found, _, errors = redirected(command, redirection, tmp_path, **client_token)
+    assert found == code
+    assert b"Traceback" not in errors
+    assert b"Assertion" not in errors
+
+
+@pytest.mark.parametrize("command", ["run", "status", "run --json"])
+def test_a_reader_that_leaves_is_no_failure_and_nothing_to_tell(
+    command: str, simulator: Simulator, tmp_path: Path, client_token: dict[str, str]
+) -> None:
+    write_config(tmp_path, simulator)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "fetcher", *command.split()],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=100,
+        cwd=tmp_path,
+        env={**os.environ, **client_token},
+    )
+    os.close(writing)
+    assert done.returncode == 0
+    assert b"cannot be written" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full", "<&- >&- 2>&-"])
+def test_standard_output_as_the_sink_has_to_be_written(
+    redirection: str, simulator: Simulator, tmp_path: Path, client_token: dict[str, str]
+) -> None:
+    write_config(tmp_path, simulator)
+    code, _, errors = redirected("run --sink jsonl:-", redirection, tmp_path, **client_token)
+    assert code == 1
+    assert b"Traceback" not in errors
+    assert b"sink jsonl:-" in errors or "2>&-" in redirection
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "utf-8"},
+    ],
+)
+def test_a_name_may_have_letters_that_the_output_s_encoding_lacks(
+    environment: dict[str, str], simulator: Simulator, tmp_path: Path, client_token: dict[str, str]
+) -> None:
+    config = write_config(tmp_path, simulator)
+    name = "Łódź-Zürich-東京"
+    config.write_text(config.read_text().replace("portfolio-1", name), "utf-8")
+    for command in ("run", "plan", "check", "status"):
+        code, output, errors = redirected(command, "", tmp_path, **client_token, **environment)
+        assert code == 0, errors
+        assert b"-Z" in output
+        assert b"Traceback" not in errors
+    code, output, _ = redirected("run --json", "", tmp_path, **client_token, **environment)
+    assert code == 0
+    encoding = environment.get("PYTHONIOENCODING", "ascii")
+    assert name in json.loads(output.decode(encoding))["portfolios"]
+
+
+def test_a_sink_s_name_that_is_no_text_is_printed_somehow(
+    simulator: Simulator, tmp_path: Path, client_token: dict[str, str]
+) -> None:
+    write_config(tmp_path, simulator)
+    for options in ("", "--json"):
+        command = f'run {options} --sink "$(printf "jsonl:x\\377")"'
+        code, output, errors = redirected(command, "", tmp_path, **client_token)
+        assert code == 0, errors
+        assert b"jsonl:x" in output
+        assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize("option", ["", "--sink jsonl:~nobody-of-that-name/x", "--sink parquet:~nobody-of-that-name/x"])
+def test_a_home_that_nobody_knows_is_one_message(
+    option: str, simulator: Simulator, tmp_path: Path, client_token: dict[str, str]
+) -> None:
+    config = write_config(tmp_path, simulator)
+    if not option:
+        config.write_text(config.read_text().replace('{ env = "CLIENT" }', '{ file = "~nobody-of-that-name/token" }'))
+    code, _, errors = redirected(f"run {option}", "", tmp_path, **client_token)
+    assert code == 2
+    assert b"Set HOME" in errors
+    assert errors.count(b"\n") == 1
+
+
 def test_the_demo_shows_that_it_loaded_the_truth(tmp_path: Path) -> None:
     done = fetcher("demo", "--orders", "3000", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fetcher.config import Token, check_address, load_config, make_config, parse_instant
+from fetcher.config import Token, ca_file_of, check_address, load_config, make_config, parse_instant, resolved
 from fetcher.errors import ConfigError
+from fetcher.sinks import make_sink
 
 GOOD: dict[str, Any] = {
     "platform": {"client_token": "C" * 8},
@@ -149,3 +150,77 @@ def test_times_on_the_command_line_may_be_days() -> None:
     assert parse_instant("2024-02-29", "--from") == datetime(2024, 2, 29, tzinfo=UTC)
     with pytest.raises(ConfigError, match="--until"):
         parse_instant("tomorrow", "--until")
+
+
+TEXT = """
+[platform]
+client_token = { file = "token" }
+[[portfolios]]
+name = "Zürich"
+access_token = "AAAA"
+[orders]
+updated_from = 2023-01-01T00:00:00Z
+"""
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_byte_order_mark_is_no_mistake(mark: bytes, ends: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(mark + TEXT.replace("\n", ends).encode())
+    (tmp_path / "token").write_bytes(mark + f"FROM-FILE{ends}".encode())
+    config = resolved(load_config(tmp_path / "config.toml"))
+    assert config.portfolios[0].name == "Zürich"
+    assert config.platform.client_token.resolve("x").reveal() == "FROM-FILE"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_a_file_in_another_encoding_is_told_as_that(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(TEXT.encode(encoding))
+    with pytest.raises(ConfigError, match="Save it as UTF-8") as caught:
+        load_config(tmp_path / "config.toml")
+    assert ("it is UTF-16 text" in str(caught.value)) == (encoding != "latin-1")
+    (tmp_path / "token").write_bytes("SECRÉT".encode(encoding))
+    with pytest.raises(ConfigError, match="Save it as UTF-8") as caught:
+        Token({"file": str(tmp_path / "token")}).resolve("platform.client_token")
+    assert caught.value.place == "platform.client_token"
+    assert "SECR" not in str(caught.value)
+
+
+def test_a_tilde_is_the_home_folder_whatever_folder_the_configuration_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "token").write_text("AT-HOME")
+    (tmp_path / "config.toml").write_text(
+        TEXT.replace('"token"', '"~/token"').replace("[platform]", '[platform]\nca_file = "~/ca.pem"'), "utf-8"
+    )
+    config = load_config(tmp_path / "config.toml")
+    assert config.platform.client_token.resolve("x").reveal() == "AT-HOME"
+    assert ca_file_of(config.platform) == str(tmp_path / "home" / "ca.pem")
+
+
+@pytest.mark.parametrize(("given", "found"), [("ca.pem", "ca.pem"), ("/etc/ca.pem", "/etc/ca.pem"), ("../x", "../x")])
+def test_a_ca_file_is_relative_to_the_configuration(given: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(TEXT.replace("[platform]", f'[platform]\nca_file = "{given}"'), "utf-8")
+    assert ca_file_of(load_config(tmp_path / "config.toml").platform) == str(tmp_path / found)
+
+
+@pytest.mark.parametrize("home", ["~nobody-of-that-name", "~"])
+@pytest.mark.parametrize("sink", ["jsonl:{}/x", "parquet:{}/x", "duckdb:{}/x", "jsonl:{}/x.gz"])
+def test_a_home_that_nobody_knows_is_told(sink: str, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_home(monkeypatch)
+    with pytest.raises(ConfigError, match=f"home folder for {home}\\.") as caught:
+        make_sink(sink.format(home))
+    assert caught.value.place == "sink.url"
+    with pytest.raises(ConfigError, match="Set HOME") as caught:
+        Token({"file": f"{home}/x"}).beside(Path("/etc")).resolve("platform.client_token")
+    assert caught.value.place == "platform.client_token"
+    with pytest.raises(ConfigError, match="Set HOME"):
+        ca_file_of(make_config(changed("platform.ca_file", f"{home}/x")).platform)
+
+
+def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is in no list."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 987_654)
