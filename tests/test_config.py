@@ -209,6 +209,7 @@ def test_a_ca_file_is_relative_to_the_configuration(given: str, found: str, tmp_
 @pytest.mark.parametrize("home", ["~nobody-of-that-name", "~"])
 @pytest.mark.parametrize("sink", ["jsonl:{}/x", "parquet:{}/x", "duckdb:{}/x", "jsonl:{}/x.gz"])
 def test_a_home_that_nobody_knows_is_told(sink: str, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip({"duckdb": "duckdb", "parquet": "pyarrow"}.get(sink.partition(":")[0], "json"))
     without_home(monkeypatch)
     with pytest.raises(ConfigError, match=f"home folder for {home}\\.") as caught:
         make_sink(sink.format(home))
