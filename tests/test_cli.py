@@ -321,7 +321,9 @@ def test_a_sink_s_name_that_is_no_text_is_printed_somehow(
         assert b"Traceback" not in errors
 
 
-@pytest.mark.parametrize("option", ["", "--sink jsonl:~nobody-of-that-name/x", "--sink parquet:~nobody-of-that-name/x"])
+@pytest.mark.parametrize(
+    "option", ["", "--sink jsonl:~nobody-of-that-name/x", "--sink jsonl:~nobody-of-that-name/x.gz"]
+)
 def test_a_home_that_nobody_knows_is_one_message(
     option: str, simulator: Simulator, tmp_path: Path, client_token: dict[str, str]
 ) -> None:
