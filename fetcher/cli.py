@@ -206,11 +206,22 @@ def status(config: ConfigPath = Path("config.toml"), sink: SinkUrl = None, as_js
     if as_json:
         _print_json(lines)
         return
-    headings = ["portfolio", "rows", "newest order", "whole up to", "last run", "ended", "unfinished walks"]
+    headings = [
+        "portfolio",
+        "rows",
+        "newest order",
+        "whole up to",
+        "last run",
+        "ended",
+        "unfinished walks",
+        "kept aside",
+    ]
     print(table(headings, [line.cells() for line in lines]))
     failed = [failure for line in lines if line.progress is not None for failure in line.progress.failed]
     for failure in failed:
         print(f"failed: {failure_line(failure)}")
+    if aside := sum(line.progress.kept_aside for line in lines if line.progress is not None):
+        print(f"{aside:,} orders are kept aside in {target.kept_aside_in}: as they came, and why")
 
 
 class _Status(msgspec.Struct, frozen=True):
@@ -224,7 +235,7 @@ class _Status(msgspec.Struct, frozen=True):
     def cells(self) -> list[str]:
         progress = self.progress
         if progress is None:
-            return [self.portfolio, f"{self.rows:,}", self.newest or "none", "never", "none", "", "0"]
+            return [self.portfolio, f"{self.rows:,}", self.newest or "none", "never", "none", "", "0", "0"]
         return [
             self.portfolio,
             f"{self.rows:,}",
@@ -233,6 +244,7 @@ class _Status(msgspec.Struct, frozen=True):
             progress.last_run,
             "" if progress.last_run_ended is None else utc_text(progress.last_run_ended.replace(microsecond=0)),
             str(progress.shards_open),
+            f"{progress.kept_aside:,}",
         ]
 
 

@@ -190,6 +190,8 @@ class Sink(ABC):
     def __init__(self, url: str) -> None:
         self.url = url
         """What the user wrote, without any password: for messages."""
+        self.kept_aside_in = "the table fetcher_rejected"
+        """Where what is kept aside can be seen: for messages."""
 
     @abstractmethod
     def probe(self) -> None:

@@ -88,7 +88,9 @@ class JsonlSink(Sink):
         self._path = path
         self._codec = codec
         self._ledger_path = path.with_name(f".{path.name}.fetcher")
-        self._ledger = Ledger(url, self._ledger_path, self._scan, RejectedFile.beside(path))
+        rejected = RejectedFile.beside(path)
+        self._ledger = Ledger(url, self._ledger_path, self._scan, rejected)
+        self.kept_aside_in = str(rejected.path)
         self._file: AppendFile | None = None
 
     def probe(self) -> None:

@@ -87,6 +87,7 @@ class ParquetSink(Sink):
         self._inside = folder / ".fetcher"  # where versions up to 1.0 had it
         self._beside = folder.with_name(f".{folder.name}.fetcher")
         self._ledger = Ledger(url, self._beside, self._scan)
+        self.kept_aside_in = str(RejectedFile.beside(self._folder if self._can_be_beside() else self._inside).path)
         self._parts = 0
 
     def probe(self) -> None:
@@ -110,7 +111,7 @@ class ParquetSink(Sink):
             check_folder(self.url, self._folder)
             self._check_origin()
             path = self._ledger_path()
-            self._ledger = Ledger(self.url, path, self._scan, RejectedFile.beside(self._place(path)))
+            self._ledger = Ledger(self.url, path, self._scan, RejectedFile(Path(self.kept_aside_in)))
             progress = self._ledger.open()
             if path == self._inside and self._can_be_beside():
                 self._ledger.move(self._beside)
@@ -196,12 +197,9 @@ class ParquetSink(Sink):
 
     def _can_be_beside(self) -> bool:
         parent = self._folder.parent
-        same_disk = not self._folder.exists() or parent.stat().st_dev == self._folder.stat().st_dev
-        return os.access(parent, os.W_OK | os.X_OK) and same_disk
-
-    def _place(self, ledger: Path) -> Path:
-        """What the file of rejected orders is beside: the folder, if anything can be."""
-        return self._folder if ledger == self._beside or self._can_be_beside() else self._inside
+        if not os.access(parent, os.W_OK | os.X_OK):
+            return False
+        return not self._folder.exists() or parent.stat().st_dev == self._folder.stat().st_dev
 
     def _is_gone(self) -> bool:
         """Whether somebody removed all that was committed."""

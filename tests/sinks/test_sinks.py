@@ -10,7 +10,7 @@ import pickle
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from fetcher.connector.operations import OrdersOperation
 from fetcher.errors import ConfigError, DataError, SinkError
 from fetcher.sinks import Batch, EncodedPage, Page, Sink, make_sink
 from fetcher.sinks.jsonl import StdoutSink
-from tests.orders import SERVICE, order
+from tests.orders import order, page
 from tests.postgres import Server
 
-SETTLED = "2024-01-01T00:00:00"
 KINDS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "duckdb", "postgresql")
-
-
-def page(orders: Iterable[dict[str, Any]], *, repeats: bool = False, settled: str = SETTLED) -> Page:
-    body = json.dumps({"ProductServiceOrders": list(orders), "Cursor": None}).encode()
-    decoded = OrdersOperation().decode(body).items
-    return Page(
-        portfolio="north",
-        enterprise_ids={SERVICE: "22222222-2222-4222-a222-222222222222"},
-        orders=decoded,
-        body=body,
-        latest=max((order.updated_utc for order in decoded), default=""),
-        fetched_utc=datetime(2024, 1, 2, tzinfo=UTC),
-        settled=settled,
-        repeats=repeats,
-    )
 
 
 def commit(sink: Sink, *pages: Page, progress: dict[str, str | None] | None = None, **options: Any) -> int:
