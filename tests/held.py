@@ -24,7 +24,7 @@ class Row(msgspec.Struct, frozen=True):
     updater: str
     voucher: str | None
     details: str | None
-    cancelled: datetime | None
+    cancelled: datetime | str | None
 
 
 def contents(bodies: Iterable[bytes]) -> dict[str, Row]:
@@ -109,7 +109,7 @@ def _of_json(order: dict[str, Any]) -> Row:
         order["UpdaterProfileId"],
         order.get("VoucherId"),
         order.get("OriginDetails"),
-        None if not order.get("CancelledUtc") else parse_utc(order["CancelledUtc"]),
+        parse_utc(order["CancelledUtc"]) if order.get("CancelledUtc") else order.get("CancelledUtc"),
     )
 
 
