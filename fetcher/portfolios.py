@@ -24,7 +24,7 @@ from fetcher.claims import Claims, FirstCome
 from fetcher.config import Config, PortfolioConfig, ca_file_of
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
-from fetcher.connector.slots import slot_file, state_folder
+from fetcher.connector.slots import slot_file, state_folder, why_none
 from fetcher.connector.transport import HttpTransport, Transport
 from fetcher.load import Encode, PortfolioLoad, Send
 from fetcher.open_files import connections_for
@@ -189,8 +189,7 @@ class Portfolios:
             address, longest = self._config.platform.address, limits.per_seconds + limits.request_seconds
             memory = slot_file(state_folder(), address, token, slots=limits.requests, longest=longest)
             if memory is None:
-                where = state_folder() or "the home folder"
-                log.warning("what this process sends cannot be remembered for the next: %s is not writable", where)
+                log.warning("what this process sends cannot be remembered for the next: %s", why_none())
             else:
                 self._exits.callback(memory.close)
         return RequestBudget(limits.requests, limits.per_seconds, arrival_seconds=limits.request_seconds, memory=memory)

@@ -7,6 +7,9 @@ before its answer did. So a slot is taken when a request is sent, and is free ag
 (An `AsyncLimiter(200, 30)` admits 399 requests into one window of 30 seconds: its bucket drains while it fills.)
 
 The steady rate is requests / (per_seconds + latency): at 200 in 30 seconds and half a second of latency, 98 %.
+
+Several processes of one machine share the slots, by a memory in which a slot is one process's at a time. What another
+one holds is found out when it is in the way: a slot that seems free turns out to be held, and until when.
 """
 
 from __future__ import annotations
@@ -18,14 +21,20 @@ from typing import Protocol
 
 
 class SlotMemory(Protocol):
-    """Where the times until which slots are held outlast the process; times are `loop.time()` seconds."""
+    """Where the times until which slots are held outlast the process, and are shared with other processes; times are
+    `loop.time()` seconds.
+    """
 
     def held(self) -> dict[int, float]:
-        """By a slot's number, the times, later than now, until which an earlier process holds it."""
+        """By a slot's number, the times, later than now, until which it is held, by whomever."""
+        ...
+
+    def take(self, place: int, until: float) -> float | None:
+        """Hold the slot numbered `place` until then; if somebody else holds it, until when."""
         ...
 
     def hold(self, place: int, until: float) -> None:
-        """Remember that the slot numbered `place` is held until then."""
+        """Change until when a slot that was taken is held; 0: it is free."""
         ...
 
 
@@ -38,6 +47,15 @@ class Slot:
         self._budget = budget
         self._place = place
         self._sent_at = sent_at
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was waited with for so long that somebody else may take the slot: give it back, `unsent`."""
+        return self._budget.now() - self._sent_at > self._budget.arrival_seconds
+
+    def leaves(self) -> None:
+        """The request is sent now, and not when the slot was taken."""
+        self._sent_at = self._budget.mark_sent(self._place)
 
     def answered(self) -> None:
         """The platform begins to answer: the slot is free `per_seconds` from now."""
@@ -70,7 +88,7 @@ class RequestBudget:
         requests: slots of the window, 1 or more.
         per_seconds: length of the window, in seconds.
         arrival_seconds: how long after it was sent a request without an answer may still arrive.
-        memory: what outlasts the process; `None`: nothing does.
+        memory: what outlasts the process, and is shared with others; `None`: nothing does.
     """
 
     SHARE_KEPT = 0.95
@@ -79,6 +97,8 @@ class RequestBudget:
     """Windows after a refusal until the share grows again."""
     GROWTH_WINDOWS = 1.2
     """Windows in which the share grows from nothing to all. With the delay: under two windows in all."""
+    LOOKS = 100
+    """How often in a window to look whether slots that another process has on their way were answered meanwhile."""
 
     def __init__(
         self,
@@ -93,16 +113,20 @@ class RequestBudget:
         self.arrival_seconds = arrival_seconds
         self._memory = memory
         # All mutable state; it changes in `acquire`, `give_back`, `pause`, `lower_share` and `_serve`, none of which
-        # waits in between, so every task sees it whole.
+        # waits in between, so every task sees it whole. A slot's number is in one place: with whoever sends, in
+        # `_held`, or in `_places`.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sent = 0  # slots of requests on their way
-        self._held: list[tuple[float, int]] = []  # heap: until when, and the slot's number
-        self._places = list(range(requests))  # numbers of free slots
+        self._held: list[tuple[float, int]] = []  # heap: until when, and the slot's number; others' too
+        self._places = list(range(requests))  # numbers of free slots, as far as we know
+        self._others: set[int] = set()  # numbers in `_held` of slots that others had on their way when we looked
+        self._looked_at = 0.0
         self._waiters: deque[asyncio.Future[int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._paused_until = 0.0
         self._share = float(requests)  # as of `_share_since`; it has grown since then
         self._share_since = 0.0
+        self._whole_at = 0.0  # when the share has grown to all, at the latest
 
     @property
     def used(self) -> int:
@@ -132,8 +156,8 @@ class RequestBudget:
     async def acquire(self) -> Slot:
         """Wait for a slot, behind all who wait already. Cancelled while it waits, it takes none."""
         self._serve()
-        if not self._waiters and self._available():
-            return Slot(self, self._take(), self.now())
+        if not self._waiters and (taken := self._take()) is not None:
+            return Slot(self, taken, self.now())
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._serve()
@@ -149,6 +173,12 @@ class RequestBudget:
         """Grant nothing for `seconds` from now (what the platform's Retry-After asks of every walk of the token)."""
         self._paused_until = max(self._paused_until, self.now() + seconds)
         self._serve()
+
+    def mark_sent(self, place: int) -> float:
+        """A request leaves now, with a slot that was taken before; gives the time."""
+        now = self.now()
+        self._remember(place, self._arrived_and_over(now))
+        return now
 
     def give_back(self, place: int, *, after_arrival: float | None) -> None:
         """Free a slot `per_seconds` after its request arrived, `after_arrival` seconds from now; `None`: at once."""
@@ -166,32 +196,71 @@ class RequestBudget:
         """The platform refused a request sent at `sent_at`: somebody else uses the token, or the limit is lower."""
         if sent_at <= self._share_since:
             return  # one crowd of refusals, one step
+        self._look()
         accepted = len(self._held) - 1
         self._share = max(1.0, min(self.share, accepted) * self.SHARE_KEPT)
         self._share_since = self.now()
+        self._whole_at = self._share_since + (self.GROWTH_DELAY + self.GROWTH_WINDOWS) * self.per_seconds
 
     def _available(self) -> bool:
         return self._sent + len(self._held) < self.share and self.now() >= self._paused_until
 
-    def _take(self) -> int:
-        self._sent += 1
-        place = self._places.pop()
-        # Should the process be killed now, the request may still arrive for a while.
-        self._remember(place, self.now() + self.arrival_seconds + self.per_seconds)
-        return place
+    def _take(self) -> int | None:
+        """The number of a slot to send with; `None` if there is none now."""
+        while self._available() and self._places:
+            place = self._places.pop()
+            until = self._arrived_and_over(self.now())
+            held = None if self._memory is None else self._memory.take(place, until)
+            if held is None:
+                self._sent += 1
+                return place
+            self._note_other(place, held)
+        return None
+
+    def _arrived_and_over(self, sent_at: float) -> float:
+        """Until when a request without an answer holds its slot: should the process be killed, it may still arrive."""
+        return sent_at + self.arrival_seconds + self.per_seconds
+
+    def _note_other(self, place: int, until: float) -> None:
+        heapq.heappush(self._held, (until, place))
+        if until > self.now() + self.per_seconds:  # it is on its way, and will be held for less once it is answered
+            self._others.add(place)
+
+    def _look(self) -> None:
+        """See what other processes hold by now."""
+        if self._memory is None:
+            return
+        self._looked_at = self.now()
+        held = self._memory.held()
+        free = [place for place in self._places if place not in held]
+        known = [(until, place) for until, place in self._held if place not in self._others]
+        found = [place for place in (*self._places, *self._others) if place in held]
+        free += [place for place in self._others if place not in held]
+        self._places, self._held, self._others = free, known, set()
+        heapq.heapify(self._held)
+        for place in found:
+            self._note_other(place, held[place])
 
     def _release(self) -> None:
         now = self.now()
+        # While the share is lower it is for all processes together: what they hold counts, in the way or not.
+        if (self._others or now < self._whole_at) and now >= self._looked_at + self.per_seconds / self.LOOKS:
+            self._look()
         while self._held and self._held[0][0] <= now:
-            self._places.append(heapq.heappop(self._held)[1])
+            place = heapq.heappop(self._held)[1]
+            self._others.discard(place)
+            self._places.append(place)
 
     def _serve(self) -> None:
         """Grant what can be granted, and set the timer for the next time that something can."""
         self._release()
-        while self._waiters and (self._waiters[0].done() or self._available()):
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(self._take())
+        while self._waiters:
+            if self._waiters[0].done():
+                self._waiters.popleft()
+            elif (place := self._take()) is not None:
+                self._waiters.popleft().set_result(place)
+            else:
+                break
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -204,6 +273,8 @@ class RequestBudget:
         if now < self._paused_until:
             return self._paused_until
         times = [self._held[0][0]] if self._held else []
+        if self._others:
+            times.append(max(now, self._looked_at) + self.per_seconds / self.LOOKS)
         if (share := self.share) < self.requests:
             growth = self.GROWTH_WINDOWS * self.per_seconds / self.requests
             begins = self._share_since + self.GROWTH_DELAY * self.per_seconds
@@ -216,15 +287,15 @@ class RequestBudget:
         if self._memory is None:
             return
         held = self._memory.held()
-        # Each keeps its place, or this process would overwrite it, and the next one would not know of it.
-        self._held = [(until, place) for place, until in held.items() if place < self.requests]
-        heapq.heapify(self._held)
         self._places = [place for place in range(self.requests) if place not in held]
+        for place, until in held.items():
+            if place < self.requests:
+                self._note_other(place, until)
         for until in sorted((until for place, until in held.items() if place >= self.requests), reverse=True):
             if self._places:  # there were more slots then
                 place = self._places.pop()
-                heapq.heappush(self._held, (until, place))
-                self._remember(place, until)
+                other = self._memory.take(place, until)
+                heapq.heappush(self._held, (until if other is None else max(until, other), place))
 
     def _remember(self, place: int, until: float) -> None:
         if self._memory is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fetcher.connector.budget import RequestBudget
+from fetcher.connector.slots import SlotFile, slot_file
 from tests.virtual import run_virtually
 
 
@@ -180,6 +182,12 @@ class Remembered:
     def held(self) -> dict[int, float]:
         return {place: until for place, until in self.times.items() if until > anyio.current_time()}
 
+    def take(self, place: int, until: float) -> float | None:
+        other = self.held().get(place)
+        if other is None:
+            self.times[place] = until
+        return other
+
     def hold(self, place: int, until: float) -> None:
         self.times[place] = until
 
@@ -273,3 +281,109 @@ def test_one_alone_is_never_refused() -> None:
     window, _, seconds = _share(1, 600)
     assert window.refused == 0
     assert window.total >= 0.97 * 200 / 30 * seconds
+
+
+def _together(requests: int, per_seconds: float, jobs: list[int], latency: float, folder: Path) -> tuple[Window, float]:
+    """Several budgets over one file, as processes have them: what the platform sees, and how long it took."""
+
+    async def scenario() -> tuple[Window, float]:
+        window, chance = Window(requests, per_seconds), random.Random(1)
+        now = asyncio.get_running_loop().time
+        files = [slot_file(folder, "https://x", "T", slots=requests, longest=per_seconds + 60, now=now) for _ in jobs]
+        started = anyio.current_time()
+
+        async def process(memory: SlotFile | None, count: int) -> None:
+            budget = RequestBudget(requests, per_seconds, memory=memory)
+            left = iter(range(count))
+
+            async def walk() -> None:
+                for _ in left:
+                    there, back = chance.uniform(0, latency), chance.uniform(0, latency)
+                    await _send(budget, window, there, back)
+
+            async with anyio.create_task_group() as group:
+                for _ in range(16):
+                    group.start_soon(walk)
+
+        async with anyio.create_task_group() as group:
+            for memory, count in zip(files, jobs, strict=True):
+                group.start_soon(process, memory, count)
+        for memory in files:
+            assert memory is not None
+            memory.close()
+        return window, anyio.current_time() - started
+
+    return run_virtually(scenario)
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("jobs", [[900, 900], [1000, 100], [300, 300, 300, 300]])
+def test_processes_that_run_at_once_are_never_refused_and_use_the_whole_limit(
+    jobs: list[int], latency: float, tmp_path: Path
+) -> None:
+    window, took = _together(200, 30.0, jobs, latency, tmp_path)
+    assert window.refused == 0
+    assert window.total == sum(jobs)
+    least = (-(-sum(jobs) // 200) - 1) * 30.0
+    assert took <= 1.06 * least + 2 * latency + 1
+
+
+def test_a_process_that_ends_leaves_its_slots_to_the_other_as_they_come_free(tmp_path: Path) -> None:
+    # The second finds all slots on their way, each to be held for 90 seconds if nobody answered.
+    window, took = _together(10, 30.0, [10, 10], 0.1, tmp_path)
+    assert window.refused == 0
+    assert took <= 31.0
+
+
+@given(
+    requests=st.integers(1, 12),
+    per_seconds=st.sampled_from([0.5, 3.0]),
+    jobs=st.lists(st.integers(1, 40), min_size=2, max_size=4),
+    longest=st.sampled_from([0.0, 0.05, 2.0]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_processes_do_at_once_no_window_holds_more_than_the_limit(
+    requests: int, per_seconds: float, jobs: list[int], longest: float, seed: int
+) -> None:
+    async def scenario() -> Window:
+        memory, window, chance = Remembered(), Window(requests, per_seconds), random.Random(seed)
+
+        async def process(count: int) -> None:
+            await anyio.sleep(chance.choice((0.0, per_seconds / 2)))
+            budget = RequestBudget(requests, per_seconds, arrival_seconds=4.0, memory=memory)
+            async with anyio.create_task_group() as group:
+                for _ in range(count):
+                    group.start_soon(one, budget)
+
+        async def one(budget: RequestBudget) -> None:
+            await anyio.sleep(chance.uniform(0, 2 * per_seconds))
+            if chance.random() < 0.1:
+                with anyio.move_on_after(chance.uniform(0, per_seconds)):
+                    (await budget.acquire()).unsent()
+            else:
+                await _send(budget, window, chance.uniform(0, longest), chance.uniform(0, longest))
+
+        async with anyio.create_task_group() as group:
+            for count in jobs:
+                group.start_soon(process, count)
+        return window
+
+    assert run_virtually(scenario).refused == 0
+
+
+def test_a_slot_that_was_waited_with_counts_from_when_its_request_left() -> None:
+    async def scenario() -> tuple[bool, float]:
+        memory = Remembered()
+        budget = RequestBudget(1, 30.0, arrival_seconds=60.0, memory=memory)
+        slot = await budget.acquire()
+        await anyio.sleep(50)
+        slot.leaves()
+        fresh = slot.stale
+        await anyio.sleep(61)
+        assert slot.stale
+        return fresh, memory.times[0] - anyio.current_time()
+
+    fresh, left = run_virtually(scenario)
+    assert not fresh
+    assert left == pytest.approx(29, abs=0.1)
