@@ -7,6 +7,7 @@ holds a request body, a header or a token: tokens travel in request bodies.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -146,6 +147,18 @@ class SetupError(PlatformError):
     def __init__(self, operation: str, detail: str, cure: str) -> None:
         self.cure = cure
         super().__init__(operation, detail)
+
+
+class PausedError(UnavailableError):
+    """The platform asked (Retry-After) to be left alone for longer than a run may wait: until `until`, in UTC."""
+
+    cure = "Run again after that: what is durable is not loaded again"
+
+    def __init__(self, operation: str, until: datetime, *, status: int | None = None) -> None:
+        when = until.strftime("%Y-%m-%d %H:%M:%S")
+        longer = "that is longer than limits.outage_minutes"
+        super().__init__(operation, f"the platform asks for nothing more before {when} UTC; {longer}", status=status)
+        self.until = until
 
 
 class BadResponseError(PlatformError):

@@ -274,7 +274,7 @@ class RequestBudget:
             return self._paused_until
         times = [self._held[0][0]] if self._held else []
         if self._others:
-            times.append(max(now, self._looked_at) + self.per_seconds / self.LOOKS)
+            times.append(self._looked_at + self.per_seconds / self.LOOKS)
         if (share := self.share) < self.requests:
             growth = self.GROWTH_WINDOWS * self.per_seconds / self.requests
             begins = self._share_since + self.GROWTH_DELAY * self.per_seconds

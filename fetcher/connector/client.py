@@ -3,12 +3,16 @@
 Everything that is known of the platform's behaviour under stress is decided here, so that whoever calls gets
 either a page or one of the package's own errors. The cases of an answer, in `_try`:
 
-1. no answer: unsent, broken, timed out (a time-out is "too heavy" once, and the platform's fault if it stays)
+1. no answer: unsent or broken, so again; timed out: too heavy at once if the request was a heavy one, and a light one
+   is answered; a light request is tried again once
 2. 429: everybody who uses the token waits, as long as the platform says
-3. 5xx, and bodies that cannot be used: again, after a while
+3. 5xx, and bodies that cannot be used: again, after a while; 504 is a time-out
 4. 408, 413: too heavy, for the caller to ask for less
 5. 401, 403 and every other status: an error at once
 6. 200, 204: a page
+
+`Retry-After` is heeded whatever the status, by everybody who uses the token. Others who call the platform are told by
+their own answers: another token's pause is none of theirs.
 """
 
 from __future__ import annotations
@@ -17,9 +21,9 @@ import asyncio
 import random
 import re
 from collections.abc import Mapping
-from datetime import datetime
-from email.utils import formatdate
-from typing import Any, Generic, TypedDict, TypeVar
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import anyio
 import msgspec
@@ -28,12 +32,21 @@ from aiolimiter import AsyncLimiter
 from fetcher.connector.budget import RequestBudget, Slot
 from fetcher.connector.circuit import Circuit
 from fetcher.connector.clock import PlatformClock, parse_http_date
-from fetcher.connector.operations import Listing, Operation, Request
+from fetcher.connector.operations import (
+    ENTERPRISES,
+    EnterprisesRequest,
+    Limitation,
+    Listing,
+    Operation,
+    OrdersRequest,
+    Request,
+)
 from fetcher.connector.transport import Reply, Transport, TransportError, brings_page
 from fetcher.errors import (
     AccessDeniedError,
     BadResponseError,
     InvalidRequestError,
+    PausedError,
     PlatformError,
     SetupError,
     TooHeavyError,
@@ -65,7 +78,7 @@ class Platform:
         transport: how bytes get there.
         opens_per_second: how fast requests are opened. It shapes: a burst of 200 on cold connections helps nobody.
             It is no guard; that is each token's `RequestBudget`.
-        outage_seconds: how long a platform that is down is waited for.
+        outage_seconds: how long a platform that is down, or asks to wait, is waited for.
         chance: where jitter comes from.
     """
 
@@ -79,6 +92,7 @@ class Platform:
         self.pacer = AsyncLimiter(self.BURST, self.BURST / opens_per_second)
         self.clock = PlatformClock(asyncio.get_running_loop().time)
         self.circuit = Circuit(outage_seconds, chance)
+        self.outage_seconds = outage_seconds
         self.chance = chance
 
 
@@ -106,8 +120,8 @@ class Connector:
     """With `BACKOFF_SECONDS` and `LONGEST_BACKOFF`: a fault that stays is reported after about a minute."""
     BACKOFF_SECONDS = 0.5
     LONGEST_BACKOFF = 30.0
-    LONGEST_PAUSE = 900.0
-    """A Retry-After beyond it is taken as this: no window is that long, so it is a mistake or a ban."""
+    LONGEST_PAUSE = 10 * 365 * 86_400.0
+    """Whatever is longer is as good as for ever; times beyond the year 9999 cannot be told."""
     MOST_THROTTLED = 50
     """Refusals of one call in a row, each after the pause that was asked for, until it is given up."""
 
@@ -128,97 +142,149 @@ class Connector:
 
         Raises:
             AccessDeniedError: 401 or 403.
-            TooHeavyError: 408, 413, or twice no answer in time.
+            TooHeavyError: 408, 413, or no answer in time though the platform answers others (a light request: twice).
+            PausedError: the platform asks to wait for longer than anybody should.
             InvalidRequestError: another 4xx, or a redirect.
             UnavailableError: the platform is down, or refuses, for longer than anybody should wait.
             SetupError: a proxy or a certificate keeps requests from leaving; no other try would.
             BadResponseError: its answers cannot be used, however often.
         """
-        body = self._credentials.sign(request)
+        what = _Call(operation.path, self._credentials.sign(request), is_light(request))
         retry = _Retry()
         while True:
             try:
-                return await self._try(operation, body, room, retry)
+                return await self._try(operation, what, room, retry)
             except _AgainError as failed:
                 again = failed
+            self._check_pause(what.path, again.error.status)
+            if again.heavy and not what.light:
+                await self._reassure(what.path, what.sent_at)
+                raise again.error
             if self.platform.circuit.down_seconds is None:  # an outage is no fault of this request
                 retry.count(again)
             if retry.exhausted(self) or self.platform.circuit.given_up:
                 raise again.error
             self._tally.retries += 1
             pause = self._pause(again, retry)
-            if not again.throttled:  # else the budget pauses every walk of the token, this one too
+            if not (again.throttled or self.budget.paused_seconds):  # else every walk of the token waits, this one too
                 await anyio.sleep(pause)
 
     def _pause(self, again: _AgainError, retry: _Retry) -> float:
-        """How long to wait before the next try, in seconds: as told, or full jitter below an exponential bound."""
+        """How long to wait before the next try, in seconds: full jitter below an exponential bound."""
         tries = retry.throttled if again.throttled else retry.tries
         bound = min(self.LONGEST_BACKOFF, self.BACKOFF_SECONDS * 2.0 ** min(tries, 16))
         pause = self.platform.chance.uniform(0, bound)
-        if again.throttled:
+        if again.throttled and not self.budget.paused_seconds:
             # Zero is not taken literally: the window has no room, so asking at once is asking in vain.
-            pause = min(again.retry_after, self.LONGEST_PAUSE) if again.retry_after else max(pause, 0.05)
-            self.budget.pause(pause)
+            self.budget.pause(max(pause, 0.05))
         return pause
 
     async def _try(
-        self, operation: Operation[T], body: bytes, room: anyio.Semaphore | None, retry: _Retry
+        self, operation: Operation[T], what: _Call, room: anyio.Semaphore | None, retry: _Retry
     ) -> Answer[T]:
-        path = operation.path
-        reply = await self._send(path, body, room)
+        got = await self._send(what, room)
+        reply = got.reply
         if reply.status == 204:  # an empty page, where the platform honours `Prefer: return=minimal`
-            return Answer(Listing[T]([], None), b"", self._now())
+            self._observe(got)
+            return Answer(Listing[T]([], None), b"", self.platform.clock.stamp())
         if reply.status == 200:
             try:
-                return self._page(operation, reply, retry)
+                return self._page(operation, got, retry)
             except _AgainError as found:
                 error: Exception = found
         else:
-            error = _translate(path, reply)
+            if _is_refusal(reply):
+                self._observe(got)
+            error = _translate(what, reply)
         if room is not None and brings_page(reply.status):
             room.release()
         raise error
 
-    async def _send(self, path: str, body: bytes, room: anyio.Semaphore | None) -> Reply:
-        """Send once, under the budget; settles the slot whatever happens."""
-        circuit = self.platform.circuit
-        await circuit.ready()
-        if circuit.given_up:
-            raise UnavailableError(path, f"{circuit.describe(self.platform.clock)}; waited long enough")
-        slot: Slot | None = None
-        settled = False
-        try:
-            slot = await self.budget.acquire()
-            await self.platform.pacer.acquire()
-            while self.budget.paused_seconds:  # meanwhile the platform asked to wait
-                slot.unsent()
-                slot = None
-                slot = await self.budget.acquire()
-            self._tally.requests += 1
-            settled = True  # from here on, only `_post` knows whether it left
-            return await self._post(path, body, slot, room)
-        except anyio.get_cancelled_exc_class():
-            circuit.abandoned()
-            if slot is not None and not settled:
-                slot.unsent()
-            raise
+    async def _send(self, what: _Call, room: anyio.Semaphore | None) -> _Got:
+        """Send once, under the budget, when the platform is up; settles the slot whatever happens."""
+        while True:
+            slot, probe = await self._enter(what.path)
+            if what.light or not probe:
+                return await self._post(what, slot, room, probe=probe)
+            await self._probe(slot)
 
-    async def _post(self, path: str, body: bytes, slot: Slot, room: anyio.Semaphore | None) -> Reply:
+    async def _probe(self, slot: Slot) -> None:
+        """Ask for as little as can be asked, to see whether the platform is up."""
+        request = EnterprisesRequest(Limitation(1))
+        what = _Call(ENTERPRISES.path, self._credentials.sign(request), light=True)
+        with suppress(_AgainError):  # the circuit knows
+            await self._post(what, slot, None, probe=True)
+
+    async def _reassure(self, path: str, since: float) -> None:
+        """Return once the platform has answered anybody since then; if nobody else asks, this does, lightly.
+
+        Raises:
+            UnavailableError: it does not answer, for longer than anybody should wait.
+        """
         circuit = self.platform.circuit
-        begun: tuple[int, Mapping[str, str]] | None = None
+        if not circuit.alive_since(since):
+            circuit.doubt()
+        while not circuit.alive_since(since):
+            slot, probe = await self._enter(path)
+            if probe:
+                await self._probe(slot)
+            else:
+                slot.unsent()
+
+    async def _enter(self, path: str) -> tuple[Slot, bool]:
+        """Wait until a request may be sent: a slot for it, and whether it has to be a probe.
+
+        First the slot, then the circuit: whoever waits for a slot must not keep others from asking.
+        """
+        circuit = self.platform.circuit
+        while True:
+            await circuit.ready()
+            if circuit.given_up:
+                raise UnavailableError(path, f"{circuit.describe(self.platform.clock)}; waited long enough")
+            self._check_pause(path)
+            slot = await self.budget.acquire()
+            try:
+                await self.platform.pacer.acquire()
+            except BaseException:
+                slot.unsent()
+                raise
+            # Meanwhile the platform may have asked to wait, or have gone down.
+            if not (self.budget.paused_seconds or slot.stale) and (admitted := circuit.admit()) is not None:
+                return slot, admitted == "probe"
+            slot.unsent()
+
+    def _check_pause(self, path: str, status: int | None = None) -> None:
+        """Raise PausedError if the platform asked to be left alone for longer than anybody should wait."""
+        pause = self.budget.paused_seconds
+        if pause > self.platform.outage_seconds:
+            raise PausedError(path, self.platform.clock.now() + timedelta(seconds=pause), status=status)
+
+    async def _post(self, what: _Call, slot: Slot, room: anyio.Semaphore | None, *, probe: bool) -> _Got:
+        circuit = self.platform.circuit
+        loop = asyncio.get_running_loop()
+        begun: tuple[int, Mapping[str, str], float] | None = None
 
         def heard(status: int, headers: Mapping[str, str]) -> None:
             # The request arrived before its answer began; how long the body takes, or waits for room, is no matter.
             nonlocal begun
-            begun = status, headers
+            begun = status, headers, loop.time()
             if status == 429:
                 self._tally.throttled += 1
                 slot.refused()
             else:
                 slot.answered()
+            if status >= 500:
+                circuit.failed(light=what.light, probe=probe)
+            else:
+                circuit.alive()
+            if not brings_page(status) and (pause := self._retry_after(headers)) is not None:
+                self.budget.pause(pause)
 
+        self._tally.requests += 1
+        slot.leaves()
+        what.sent_at = loop.time()
         try:
-            reply = await self.platform.transport.post(path, body, heard, room)
+            reply = await self.platform.transport.post(what.path, what.body, heard, room)
         except TransportError as error:
             if error.kind == "misconfigured":  # no outage, and no other try would leave either
                 slot.unsent()
@@ -226,47 +292,81 @@ class Connector:
                 raise SetupError(path, error.detail, error.cure) from None
             if begun is None:
                 slot.unsent() if error.kind == "unsent" else slot.broken()
-                circuit.failed()
-            elif begun[0] >= 500:
-                circuit.failed()
-            else:
-                circuit.alive()
-            failure = _unanswered(path, error)
-            if begun is not None and begun[0] == 429:  # its body is no matter, and it has to be heeded
-                raise _AgainError(failure, throttled=True, retry_after=_retry_after(begun[1])) from None
-            raise _AgainError(failure, heavy=error.kind == "timeout") from None
+                circuit.failed(light=what.light or error.kind == "unsent", probe=probe)
+            failure = _unanswered(what.path, error)
+            # The body of a refusal is no matter, and it has to be heeded.
+            raise _AgainError(
+                failure,
+                throttled=begun is not None and begun[0] == 429,
+                heavy=error.kind == "timeout" and (begun is None or begun[0] < 400),
+            ) from None
         except BaseException:  # cancelled, too: it may have left
             if begun is None:
                 slot.broken()
+                if probe:
+                    circuit.abandoned()
             raise
         if begun is None:  # a transport that only gives whole answers
             heard(reply.status, reply.headers)
-        if reply.status >= 500:
-            circuit.failed()
-        else:
-            circuit.alive()
-        self.platform.clock.observe(reply.headers.get("Date"))
-        return reply
+        return _Got(reply, what.sent_at, loop.time() if begun is None else begun[2])
 
-    def _page(self, operation: Operation[T], reply: Reply, retry: _Retry) -> Answer[T]:
+    def _page(self, operation: Operation[T], got: _Got, retry: _Retry) -> Answer[T]:
+        reply = got.reply
         try:
-            return Answer(operation.decode(reply.body), reply.body, self._now())
+            listing = operation.decode(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # What a network damaged comes whole the next time; what the platform holds comes the same.
             salvaged = operation.salvage(reply.body)
             if salvaged is not None and retry.same_damage(salvaged):
-                return Answer(salvaged, reply.body, self._now())
+                return self._answer(salvaged, got)
             detail = _DECODING.get(type(error), "the body is no page of this operation")
             request_id = reply.headers.get("Request-Id")
             raise _AgainError(
                 BadResponseError(operation.path, detail, status=reply.status, request_id=_clean(request_id))
             ) from None
+        return self._answer(listing, got)
 
-    def _now(self) -> datetime:
-        clock = self.platform.clock
-        if not clock.known:  # no Date on any answer: no platform that we know does that, and ours must do
-            clock.observe(formatdate(usegmt=True))
-        return clock.now()
+    def _answer(self, listing: Listing[T], got: _Got) -> Answer[T]:
+        self._observe(got)
+        return Answer(listing, got.reply.body, self.platform.clock.stamp())
+
+    def _observe(self, got: _Got) -> None:
+        """The answer is the platform's own, so its `Date` tells the time."""
+        self.platform.clock.observe(got.reply.headers.get("Date"), got.sent, got.began)
+
+    def _retry_after(self, headers: Mapping[str, str]) -> float | None:
+        """Seconds to wait by the Retry-After header; `None` if it is absent, cannot be read, or not in the future."""
+        text = (headers.get("Retry-After") or "").strip()
+        if re.fullmatch(r"\d{1,12}(\.\d{1,6})?", text):
+            seconds = float(text)
+        elif (until := parse_http_date(text)) is not None:
+            # Both are of one clock, however wrong it is.
+            seconds = (until - (parse_http_date(headers.get("Date")) or self.platform.clock.now())).total_seconds()
+        else:
+            return None
+        return min(seconds, self.LONGEST_PAUSE) if seconds > 0 else None
+
+
+class _Call(msgspec.Struct):
+    """What is sent, and when it was sent last, in seconds of the event loop."""
+
+    path: str
+    body: bytes
+    light: bool
+    sent_at: float = 0.0
+
+
+class _Got(NamedTuple):
+    """An answer; when its request was sent, and when it began, in seconds of the event loop."""
+
+    reply: Reply
+    sent: float
+    began: float
+
+
+def is_light(request: Request) -> bool:
+    """Whether a request is so light that only a platform that is down does not answer it in time."""
+    return not isinstance(request, OrdersRequest) or request.limitation.count == 1
 
 
 class _AgainError(Exception):
@@ -277,13 +377,11 @@ class _AgainError(Exception):
         error: PlatformError,
         *,
         throttled: bool = False,
-        retry_after: float | None = None,
         heavy: bool = False,
     ) -> None:
         super().__init__()
         self.error = error
         self.throttled = throttled
-        self.retry_after = retry_after
         self.heavy = heavy
 
 
@@ -328,7 +426,12 @@ class _ErrorBody(msgspec.Struct):
     message: str | None = msgspec.field(name="Message", default=None)
 
 
+class _OwnWords(msgspec.Struct):
+    message: str | None = msgspec.field(name="Message")
+
+
 _ERROR = msgspec.json.Decoder(_ErrorBody)
+_OWN_WORDS = msgspec.json.Decoder(_OwnWords)
 
 
 def _unanswered(path: str, error: TransportError) -> PlatformError:
@@ -339,15 +442,15 @@ def _unanswered(path: str, error: TransportError) -> PlatformError:
     return UnavailableError(path, error.detail)
 
 
-def _translate(path: str, reply: Reply) -> Exception:
+def _translate(what: _Call, reply: Reply) -> Exception:
     """The error for an answer that is neither a page nor empty."""
-    status = reply.status
+    path, status = what.path, reply.status
     facts = _Facts(status=status, request_id=_clean(reply.headers.get("Request-Id")))
     detail = _detail(reply)
     if status == 429:
-        return _AgainError(
-            UnavailableError(path, detail, **facts), throttled=True, retry_after=_retry_after(reply.headers)
-        )
+        return _AgainError(UnavailableError(path, detail, **facts), throttled=True)
+    if status == 504 and not what.light:  # a proxy waited for the platform as long as it does
+        return _AgainError(TooHeavyError(path, detail, **facts), heavy=True)
     if status >= 500:
         return _AgainError(UnavailableError(path, detail, **facts))
     if status in (408, 413):
@@ -359,6 +462,17 @@ def _translate(path: str, reply: Reply) -> Exception:
     if status >= 300:
         return InvalidRequestError(path, "it redirects, and the tokens are not sent elsewhere", **facts)
     return _AgainError(BadResponseError(path, "an answer without a page", **facts))
+
+
+def _is_refusal(reply: Reply) -> bool:
+    """Whether it is a refusal in the platform's own words, and not a proxy's."""
+    if not 400 <= reply.status < 500:
+        return False
+    try:
+        _OWN_WORDS.decode(reply.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _detail(reply: Reply) -> str:
@@ -377,18 +491,3 @@ def _clean(text: str | None) -> str | None:
     line = re.sub(r"[^\S ]+|[\x00-\x1f\x7f-\x9f]+", " ", text[:500]).strip()
     # Should a platform or a proxy ever echo a token, it goes no further.
     return re.sub(r"[0-9A-Fa-f]{28,}(-[0-9A-Fa-f]{8,})*", "(redacted)", line) or None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by the Retry-After header; `None` if it is absent, cannot be read, or not in the future."""
-    text = (headers.get("Retry-After") or "").strip()
-    if re.fullmatch(r"\d{1,12}(\.\d+)?", text):
-        seconds = float(text)
-    elif (until := parse_http_date(text)) is not None:
-        now = parse_http_date(headers.get("Date"))
-        if now is None:
-            return None
-        seconds = (until - now).total_seconds()
-    else:
-        return None
-    return seconds if seconds > 0 else None
