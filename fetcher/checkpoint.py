@@ -151,6 +151,7 @@ class Checkpoint:
             "forgot": self._forgot,
         }
         self._changes: dict[str, str | None] = {}
+        self._ceiling: datetime | None = None  # nothing that is read in this run stands for what is later
 
     def covered(self) -> dict[str, Windows]:
         """By service id in small letters, the instants that finished walks stand for."""
@@ -258,9 +259,34 @@ class Checkpoint:
                 self._remove(kind, key)
         self._write("again", "all", True)
 
+    def cut(self, settled: datetime) -> None:
+        """Nothing stands for what was updated at `settled` or later, whatever was noted: the clock had been ahead.
+
+        It is read again, so what is committed already will come a second time.
+        """
+        for key, windows in list(self._done.items()):
+            if windows and windows[-1].end > settled:
+                kept = tuple(Window(one.start, min(one.end, settled)) for one in windows if one.start < settled)
+                self._write("done", key, kept) if kept else self._remove("done", key)
+        for key, record in list(self._open.items()):
+            if record.settled > settled:
+                self._write("open", key, msgspec.structs.replace(record, settled=settled))
+        if self.since is not None and self.since > settled:
+            self._write("since", "all", settled)
+        self._write("again", "all", True)
+
+    def limit(self, settled: datetime) -> None:
+        """As `cut`, for whatever is noted from now on, too."""
+        self._ceiling = settled
+        self.cut(settled)
+
+    def reaches_beyond(self, now: datetime) -> bool:
+        """Whether it says that what is yet to come was read: the clock was ahead when it was noted."""
+        return any(windows[-1].end > now for windows in self._done.values() if windows)
+
     def whole(self) -> None:
         """Everything is covered."""
-        for key in list(self._again):
+        for key in list(self._again if self._ceiling is None else ()):
             self._remove("again", key)
 
     def regroup(self, services: Iterable[ServiceRef], keep: Iterable[Shard]) -> None:
@@ -301,7 +327,7 @@ class Checkpoint:
         record = OpenRecord(
             shard.batch_key,
             shard.window,
-            shard.settled,
+            shard.settled if self._ceiling is None else min(shard.settled, self._ceiling),
             position.cursor,
             position.count,
             shard.open_ended,
@@ -313,6 +339,8 @@ class Checkpoint:
     def finish(self, shard: Shard) -> None:
         """The shard's last page is in the batch that is committed next."""
         self.drop(shard)
+        if self._ceiling is not None and shard.settled > self._ceiling:
+            shard = msgspec.structs.replace(shard, settled=self._ceiling)
         if shard.stands_for:
             self._know_batch(shard)
             self._write("done", shard.batch_key, union((*self._done.get(shard.batch_key, ()), *shard.stands_for)))

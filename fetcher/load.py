@@ -36,8 +36,15 @@ from fetcher.connector.operations import (
 )
 from fetcher.connector.types import parse_utc, utc_text
 from fetcher.discovery import Discovered, discover
-from fetcher.errors import AccessDeniedError, InvalidRequestError, PlatformError, TooHeavyError, first_error
-from fetcher.page_size import PageSize
+from fetcher.errors import (
+    AccessDeniedError,
+    InvalidRequestError,
+    PausedError,
+    PlatformError,
+    TooHeavyError,
+    first_error,
+)
+from fetcher.page_size import Learned, PageSize
 from fetcher.plan import Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
 from fetcher.refused import find_refused
@@ -99,6 +106,8 @@ class PortfolioLoad:
     """Between a refused token and asking once more: what is revoked stays so, what hiccups does not."""
     ATTEMPTS = 3
     """Walks of a shard that is refused for no reason that can be found."""
+    CLOCK_TOLERANCE = timedelta(seconds=2)
+    """By which the platform's machines may differ: what a run leaves for the next is more."""
     BAD_AGAIN = timedelta(days=1)
     """How long a refused service is left alone."""
     LONGEST_MEMORY = timedelta(days=7)
@@ -137,7 +146,10 @@ class PortfolioLoad:
         self._moving: set[str] = set()  # services of which orders may have moved unseen
         self._bad: dict[str, PlatformError] = {}
         self._asking = anyio.Lock()  # one at a time finds out what is refused; the others use what it found
+        self._learned = Learned(config.limits.page_size)
         self._began: datetime | None = None
+        self._began_at = 0.0  # in seconds of the event loop: what time it was then may turn out to be earlier
+        self._cuts = 0  # how often it did
         self._remembered_from = ""
         # What is kept aside, counting what was delivered and not yet accepted: by key, each order's `UpdatedUtc`.
         self._aside = {key: record.updated_utc for key, record in checkpoint.aside().items()}
@@ -211,13 +223,18 @@ class PortfolioLoad:
         return Discovered(found.enterprises, services, found.refused)
 
     def _target(self) -> Target:
+        """What the run is to bring, by what is known now of when it began."""
         orders = self._config.orders
-        now = self._connector.platform.clock.now()
+        clock = self._connector.platform.clock
+        if self._began is None:
+            self._began_at = anyio.current_time()
+        now = clock.at(self._began_at)
         settled_end = (now - timedelta(seconds=orders.settle_seconds)).replace(microsecond=0)
         end = settled_end if orders.updated_until is None else min(settled_end, orders.updated_until)
         start = orders.updated_from.replace(microsecond=0)
         settled = min(end, settled_end - timedelta(seconds=round(orders.overlap_seconds)))
-        self._began = now
+        if self._began is None:
+            self._began = now
         return Target(
             window=Window(start, max(start, end)),
             settled=settled,
@@ -225,6 +242,22 @@ class PortfolioLoad:
             months=self._config.limits.window_months,
             shard_by=self._config.limits.shard_by,
         )
+
+    def _heed_clock(self) -> None:
+        """See whether the clock was ahead when the run began; then nothing stands for what changed since it really did.
+
+        Whatever is written down for later runs is so by the time that is known then (see `PlatformClock`).
+        """
+        now = self._connector.platform.clock.at(self._began_at)
+        if self._began is None or now >= self._began - self.CLOCK_TOLERANCE:
+            return
+        ahead = timedelta(seconds=round((self._began - now).total_seconds()))
+        log.warning("%s: an answer's clock was %s ahead: what changed since is read again", self._portfolio.name, ahead)
+        self._began = now
+        self._cuts += 1
+        settled = self._target().settled
+        self._checkpoint.limit(settled)
+        self._remembered_from = min(self._remembered_from, time_key(settled))
 
     def shards(self, found: Discovered, target: Target) -> tuple[list[Shard], list[tuple[Shard, Position]]]:
         """The shards that are missing, and the walks that go on."""
@@ -284,6 +317,8 @@ class PortfolioLoad:
             checkpoint.note_since(target.settled)
         if self._full:
             checkpoint.forget()  # what is refused, too
+        elif self._began is not None and checkpoint.reaches_beyond(self._began):
+            checkpoint.cut(target.settled)  # the clock was ahead in an earlier run, or is behind now
         self._recall_bad(found)
         shards, going_on = self.shards(found, target)
         resumed = [*going_on, *self._resumed(found)[1]]
@@ -311,22 +346,34 @@ class PortfolioLoad:
         """Read what changed since the run's end, until nothing moved while it was read."""
         self._tally.phase = "closing"
         orders = self._config.orders
-        start = target.window.end
+        settle = timedelta(seconds=orders.settle_seconds)
         clock = self._connector.platform.clock
+        began_at = self._began_at  # of the run, then of the round before
+        suspects, cuts = set(self._moving), self._cuts
         for number in range(self.CLOSING_ROUNDS):
+            self._heed_clock()
+            if self._cuts > cuts:  # the rounds so far began too late
+                began_at = self._began_at
+                self._moving |= suspects
             moving = [service for service in found.services if service.id in self._moving - self._bad.keys()]
             if not moving:
                 return
+            suspects |= self._moving
             self._moving = set()
+            cuts = self._cuts
             # A bulk of changes is more than one request gives, until it is older than what a round reads again.
             await anyio.sleep(orders.settle_seconds * 2.0 ** (number - self.CLOSING_ROUNDS + 1) if number else 0)
-            now = clock.now().replace(microsecond=0)
-            window = Window(start, max(now, start + timedelta(seconds=1)))
+            start = min(target.window.end, (clock.at(self._began_at) - settle).replace(microsecond=0))
+            start = max(start, (clock.at(began_at) - settle).replace(microsecond=0))
+            began_at = anyio.current_time()
+            window = Window(start, max(clock.now().replace(microsecond=0), start + timedelta(seconds=1)))
             position = Position(None, self._config.limits.page_size)
             shards = closing_shards(moving, window, target.settled, max(MAX_IDS >> number, self.LEAST_CLOSING_BATCH))
+            if self._checkpoint.again:
+                shards = [msgspec.structs.replace(shard, repeats=True) for shard in shards]
             await self._walk_all([Item(shard, position, Lineage(), closing=True) for shard in shards], found)
-            start = max(start, now - timedelta(seconds=round(orders.settle_seconds)))
-        if self._moving:
+        self._heed_clock()
+        if self._moving or self._cuts > cuts:
             what = "orders change faster than they can be read"
             self._fail_text(f"{what}; the next run goes on from here. Run again at a quieter time")
 
@@ -362,6 +409,7 @@ class PortfolioLoad:
             enterprise_ids={service.id.lower(): service.enterprise_id for service in found.services},
             states=None if states is None else tuple(states),
             page_size=self._config.limits.page_size,
+            learned=self._learned,
             settled=self._remembered_from,
             room=self._room,
             full_since=self._began if self._full else None,
@@ -417,7 +465,7 @@ class PortfolioLoad:
             await self._confirm_denied(error)
             await self._find_bad(item, walk, error, scope)
         except PlatformError as error:
-            if self._connector.platform.circuit.given_up:
+            if self._connector.platform.circuit.given_up or isinstance(error, PausedError):
                 raise _PortfolioFailedError(error) from None
             self._fail(item, error)
         else:
@@ -555,6 +603,7 @@ class PortfolioLoad:
 
     def _accept_page(self, note: Callable[[], None], aside: Aside | None) -> Mapping[str, str | None]:
         self._room.release()
+        self._heed_clock()
         note()
         if aside is not None:
             self._note_aside(aside)
@@ -626,7 +675,7 @@ class PortfolioLoad:
     async def _ask_for(self, scope: Scope, services: Sequence[str], ids: Sequence[str]) -> set[str]:
         """Orders by their ids; returns the keys of those that came, readable or not."""
         wanted = frozenset(id_.lower() for id_ in ids)
-        size = PageSize(scope.page_size, scope.page_size)
+        size = PageSize(scope.page_size, scope.page_size, scope.learned)
         cursor: str | None = None
         came: set[str] = set()
         while True:
@@ -697,6 +746,7 @@ class PortfolioLoad:
         await self._send(Delivery(portfolio=self._portfolio.name, page=None, accept=accept))
 
     def _accept_news(self, note: Callable[[], None]) -> Mapping[str, str | None]:
+        self._heed_clock()
         note()
         return self._checkpoint.take_changes()
 
@@ -729,8 +779,9 @@ class PortfolioLoad:
     def _end_run(self, found: Discovered | None, target: Target | None) -> None:
         """The last news of this portfolio: everything before it was accepted or rejected by now."""
         read = target is not None and not self._tally.failed  # all of it, and what is kept aside is durable, too
-        watermark = target.window.end if read and target is not None else self._checkpoint.watermark
-        if read:
+        watermark = self._checkpoint.watermark
+        if read and target is not None:
+            watermark = min(target.window.end, self._target().window.end)  # by what is known now of when it began
             self._checkpoint.whole()
         self._name_what_is_left_out()
         whole = read and not self._tally.failed

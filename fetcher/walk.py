@@ -31,7 +31,7 @@ from fetcher.connector.operations import (
 )
 from fetcher.connector.types import ProductServiceOrder
 from fetcher.errors import BadResponseError, InvalidRequestError, TooHeavyError
-from fetcher.page_size import PageSize
+from fetcher.page_size import Learned, PageSize
 from fetcher.plan import Shard, split_services, split_window
 from fetcher.sifting import Sieve, Sifted, unreadable_time
 from fetcher.sinks.base import Page
@@ -72,6 +72,8 @@ class Scope(msgspec.Struct, frozen=True):
     enterprise_ids: Mapping[str, str]
     states: tuple[str, ...] | None
     page_size: int
+    learned: Learned
+    """What its walks know of sizes."""
     settled: str
     """See `Page.settled`."""
     room: anyio.Semaphore
@@ -140,7 +142,7 @@ class Walk:
         self._lineage = lineage
         self._shard = shard
         self._cursor = position.cursor
-        self._size = PageSize(scope.page_size, position.count)
+        self._size = PageSize(scope.page_size, position.count, scope.learned)
         self._sieve = Sieve(shard)
         self._until = shard.window.end
         if shard.open_ended:
@@ -182,7 +184,7 @@ class Walk:
                 if (split := self._start_again(error)) is not None:
                     return split
                 continue
-            self._size.went_well()
+            self._size.went_well(answer.listing.count)
             self._lineage.fruitless = 0
             self._pages += 1
             self._cursor = answer.listing.cursor
@@ -237,6 +239,9 @@ class Walk:
         else:
             halves = split_window(self._shard) or split_services(self._shard)
         if halves is None:
+            # One service and one second: a bulk change leaves thousands of orders there.
+            if error.status != 413 and self._size.shrink(last_resort=True):
+                return None
             raise error
         return Split(tuple((half, position) for half in halves))
 
