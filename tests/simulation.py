@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +70,10 @@ class VirtualTransport:
         self._seconds = seconds
         self._paused: dict[str, float] = {}
 
+    def forget(self) -> None:
+        """Another process sends from now on, which does not know what the last one was told."""
+        self._paused.clear()
+
     def now(self) -> float:
         """The platform's time, in seconds since 1970."""
         return BEGIN + anyio.current_time() + self.offset
@@ -87,6 +92,8 @@ class VirtualTransport:
             raise TransportError("timeout", "no answer")
         await anyio.sleep(delay / 2)
         if response.delivery not in ("lost", "reset"):
+            if response.status >= 400 and (pause := _pause(response.headers)):
+                self._paused[token] = max(self._paused.get(token, 0), self.now() + pause)
             heard(response.status, response.headers)
         if room is not None and brings_page(response.status):
             await anyio.sleep(self._latency.draw(self._chance) / 2)  # the body takes its time
@@ -94,9 +101,6 @@ class VirtualTransport:
             raise TransportError("broken", "the connection broke")
         if response.headers.get("Content-Encoding") == "gzip":
             raise TransportError("corrupt", "gzip")
-        if response.status == 429 and response.headers.get("Retry-After", "").isdigit():
-            until = self.now() + int(response.headers["Retry-After"])
-            self._paused[token] = max(self._paused.get(token, 0), until)
         if room is not None and brings_page(response.status):
             await room.acquire()
         return Reply(response.status, response.headers, response.body)
@@ -107,6 +111,14 @@ class Held(msgspec.Struct, frozen=True, order=True):
 
     updated: str
     content: bytes
+
+
+def _pause(headers: Mapping[str, str]) -> float:
+    """How long a refusal asks to wait, in seconds."""
+    text = headers.get("Retry-After", "")
+    if not text or text.isdigit():
+        return float(text or 0)
+    return (parsedate_to_datetime(text) - parsedate_to_datetime(headers["Date"])).total_seconds()
 
 
 class KeyedSink(Sink):
@@ -310,6 +322,7 @@ class Story:
         began = anyio.current_time()
         if trouble is None and self.keyed is not None:
             sink.__dict__.pop("commit", None)
+        self.transport.forget()
         report: Report | None = None
         before = dict(self.truth_now())
         try:
@@ -470,6 +483,10 @@ def _faults(chance: random.Random) -> Faults:
         "same-second": (1,),
         "bad-order": (0.02, 0.3),
         "capitals": (0.5, 1),
+        "heavy-stalls": (5, 30),
+        "clock-skew": (0.1, 0.5),
+        "skew-first": (2, 3, 6),
+        "retry-after": (3, 40, 1000),
     }
     often = ("changes", "late", "invalid-cursors", "same-second")
     for kind, numbers in options.items():
@@ -477,6 +494,8 @@ def _faults(chance: random.Random) -> Faults:
             conditions[kind] = chance.choice(numbers)
     if chance.random() < 0.2:
         conditions["outage-seconds"] = chance.choice((3.0, 1000.0))
+    if chance.random() < 0.2:
+        conditions["outage-pause"] = chance.choice((60.0, 600.0))
     return Faults(strikes, conditions)
 
 

@@ -48,6 +48,9 @@ ALONE = [*(f"{kind}=0.1" for kind in STRIKES), "all=0.1"]
 CONDITIONS_ALONE = [
     *("bad-services=2", "bad-enterprises=1", "heavy-pages=15", "heavy-windows=30", "heavy-ids=4", "revoke=15"),
     *("forbid=1", "others=1", "outage-after=10", "outage-after=10,outage-seconds=2000", "changes=1,late=4"),
+    *("heavy-stalls=15", "heavy-stalls=3", "clock-skew=0.5,changes=1", "clock-skew=1", "skew-first=3,changes=1"),
+    *("clock-skew=0.2,skew-hours=40,502=0.2,changes=2,late=4", "outage-after=10,outage-pause=600,outage-seconds=20"),
+    *("retry-after=40,503=0.1,408=0.1", "retry-after=1000,500=0.02", "retry-after=3,others=1,heavy-pages=15"),
     *("unknown=1", "invalid-cursors=1,changes=1", "all=0.1,changes=1,bad-services=1,invalid-cursors=1"),
 ]
 

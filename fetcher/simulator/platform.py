@@ -100,6 +100,10 @@ class Stats(msgspec.Struct):
     changes: int = 0
 
 
+class _StalledError(Exception):
+    """No answer ever comes."""
+
+
 class _Query(msgspec.Struct):
     """What a query found while its portfolio had changed so often."""
 
@@ -147,6 +151,8 @@ class SimulatedPlatform:
         self._heavy: Counter[bytes] = Counter()
         self._requests = 0
         self._down_until = 0.0
+        self._pausing = False  # the outage begins once the first portfolio's token was told to wait
+        self._skewed = False  # whether the last answer that tells the time was ahead
         self._clocks: dict[str, float] = {}  # up to when others' requests, and changes, were played
         self._bad: dict[str, frozenset[str]] = {}
         self._echoes: list[tuple[float, int, int]] = []  # changes to come: when, order, and its time
@@ -165,15 +171,49 @@ class SimulatedPlatform:
         portfolio: Portfolio | None = None
         try:
             call, portfolio = self._admit(path, headers, body, now)
-            response = self._throttle(portfolio, fault, now) or self._answer(call, portfolio, headers, fault)
+            response = (
+                self._pause_first(portfolio, now)
+                or self._throttle(portfolio, fault, now)
+                or self._answer(call, portfolio, headers, fault)
+            )
         except RefusedError as error:
             response = self._refuse(error, path)
+        except _StalledError:
+            self._struck("heavy-stalls")
+            self._count_heavy(body)
+            response = _SIMPLE["stall"]
         if response.status == 408:
             self._count_heavy(body)
         if portfolio is not None:
             self._count(self.stats.portfolios[portfolio.name], response)
-        stamped = {**response.headers, "Date": formatdate(now, usegmt=True), "Request-Id": self._request_id()}
+        date = now + self._ahead(response, fault)
+        stamped = {**response.headers, "Date": formatdate(date, usegmt=True), "Request-Id": self._request_id()}
+        longer = self.faults.condition("retry-after")
+        if longer and (response.status in (408, 413, 429) or response.status >= 500):
+            known = stamped.pop("Retry-After", "")
+            stamped |= self._retry_after(max(longer, float(known) if known.isdigit() else 0), date)
         return msgspec.structs.replace(response, headers=stamped)
+
+    def _ahead(self, response: Response, fault: str | None) -> float:
+        """By how many seconds the `Date` of an answer is ahead.
+
+        Several machines answer, and one of them is ahead: it does not answer twice in succession, of the answers that
+        tell anybody the time.
+        """
+        share = self.faults.condition("clock-skew")
+        skewed = self._requests <= self.faults.condition("skew-first") or self._chance_of(share)
+        if fault is None and response.status < 500 and response.delivery == "whole":
+            skewed = skewed and (
+                share >= 1 or not self._skewed or self._requests <= self.faults.condition("skew-first")
+            )
+            self._skewed = skewed
+        if not skewed:
+            return 0.0
+        self._struck("clock-skew")
+        return 3600 * self.faults.condition("skew-hours", 2)
+
+    def _chance_of(self, share: float) -> bool:
+        return share > 0 and self._chance.random() < share
 
     def bad_services(self, portfolio: str) -> frozenset[str]:
         """The services that are refused, of a portfolio (by name)."""
@@ -188,8 +228,14 @@ class SimulatedPlatform:
     def _is_down(self, now: float) -> bool:
         after = self.faults.condition("outage-after", -1)
         if after >= 0 and self._requests > after and not self._down_until:
-            self._down_until = now + self.faults.condition("outage-seconds", 10)
+            if self.faults.condition("outage-pause"):
+                self._pausing = True
+            else:
+                self._go_down(now)
         return now < self._down_until
+
+    def _go_down(self, now: float) -> None:
+        self._down_until = now + self.faults.condition("outage-seconds", 10)
 
     def _play_changes(self, now: float) -> None:
         rate = self.faults.condition("changes")
@@ -245,15 +291,26 @@ class SimulatedPlatform:
             wait = self._chance.uniform(0, 3)
         if wait is None:
             return None
-        headers = dict(_JSON)
+        return Response(429, {**_JSON, **self._retry_after(wait, now)}, _message("Request limit exceeded"))
+
+    def _retry_after(self, wait: float, now: float) -> dict[str, str]:
+        """The header that tells to wait `wait` seconds, as this platform tells it."""
         kind = self.behaviour.retry_after
         if kind == "seconds":
-            headers["Retry-After"] = str(int(wait) + 1)
-        elif kind == "date":
-            headers["Retry-After"] = formatdate(now + wait + 1, usegmt=True)
-        elif kind == "zero":
-            headers["Retry-After"] = "0"
-        return Response(429, headers, _message("Request limit exceeded"))
+            return {"Retry-After": str(int(wait) + 1)}
+        if kind == "date":
+            return {"Retry-After": formatdate(now + wait + 1, usegmt=True)}
+        return {"Retry-After": "0"} if kind == "zero" else {}
+
+    def _pause_first(self, portfolio: Portfolio, now: float) -> Response | None:
+        """The last answer before an outage, which asks the first portfolio to wait for longer than that takes."""
+        if not self._pausing or portfolio is not next(iter(self.world.portfolios.values())):
+            return None
+        self._pausing = False
+        self._struck("outage-pause")
+        self._go_down(now)
+        headers = {**_JSON, "Retry-After": str(int(self.faults.condition("outage-pause")))}
+        return Response(503, headers, _message("Unavailable"))
 
     # 5. Faults
 
@@ -463,6 +520,9 @@ class SimulatedPlatform:
         pages = self.faults.condition("heavy-pages")
         if pages and min(count, len(found.numbers)) > pages:
             raise RefusedError(408, "Request timed out", fault=False)
+        stalls = self.faults.condition("heavy-stalls")
+        if stalls and min(count, len(found.numbers)) > stalls:
+            raise _StalledError
         windows = self.faults.condition("heavy-windows")
         long = interval is None or (interval[1] - interval[0]).total_seconds() > 1
         if windows and len(found.numbers) > windows and (long or len(services) > 1):
