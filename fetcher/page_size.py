@@ -63,8 +63,7 @@ class PageSize:
         self.count = max(least, min(self.count // self.SHRINK, self._learned.count))
         self._good = 0
         self._patience *= 2
-        if not last_resort:  # so few are for one crowd of orders, not for all
-            self._learned.too_many(self.count, self._patience)
+        self._learned.too_many(self.count, self._patience)
         return True
 
     def went_well(self, items: int = 0) -> None:

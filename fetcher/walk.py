@@ -115,8 +115,16 @@ class Lineage:
     """From three months to one second are 23 halvings, from 1000 services to one are 10, and pages shrink first;
     twice that, because halves may be walked side by side."""
 
+    HALVED_IN_VAIN = 8
+    """Four of them are smaller pages. If halving the window does not help after that, pages have to be smaller still."""
+
     def __init__(self) -> None:
         self.fruitless = 0
+
+    @property
+    def halved_in_vain(self) -> bool:
+        """Whether it is the pages that are too heavy, rather than the windows."""
+        return self.fruitless > self.HALVED_IN_VAIN
 
     @property
     def hopeless(self) -> bool:
@@ -234,7 +242,7 @@ class Walk:
             raise error
         if error.status == 413:  # the ids are too many, whatever the window
             halves = split_services(self._shard)
-        elif self._size.shrink():
+        elif self._size.shrink(last_resort=self._lineage.halved_in_vain):
             return None
         else:
             halves = split_window(self._shard) or split_services(self._shard)

@@ -201,19 +201,15 @@ class SimulatedPlatform:
         tell anybody the time.
         """
         share = self.faults.condition("clock-skew")
-        skewed = self._requests <= self.faults.condition("skew-first") or self._chance_of(share)
+        first = self._requests <= self.faults.condition("skew-first")
+        skewed = first or (share > 0 and self._chance.random() < share)
         if fault is None and response.status < 500 and response.delivery == "whole":
-            skewed = skewed and (
-                share >= 1 or not self._skewed or self._requests <= self.faults.condition("skew-first")
-            )
+            skewed = skewed and (first or share >= 1 or not self._skewed)
             self._skewed = skewed
         if not skewed:
             return 0.0
         self._struck("clock-skew")
         return 3600 * self.faults.condition("skew-hours", 2)
-
-    def _chance_of(self, share: float) -> bool:
-        return share > 0 and self._chance.random() < share
 
     def bad_services(self, portfolio: str) -> frozenset[str]:
         """The services that are refused, of a portfolio (by name)."""
