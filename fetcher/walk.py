@@ -116,7 +116,7 @@ class Lineage:
     twice that, because halves may be walked side by side."""
 
     HALVED_IN_VAIN = 8
-    """Four of them are smaller pages. If halving the window does not help after that, pages have to be smaller still."""
+    """Three of them are smaller pages. If halving the window does not help after that, pages become smaller still."""
 
     def __init__(self) -> None:
         self.fruitless = 0
@@ -155,7 +155,7 @@ class Walk:
         self._until = shard.window.end
         if shard.open_ended:
             furthest = add_months(shard.window.start, MAX_MONTHS)
-            self._until = min(furthest, max(self._until, scope.connector.platform.clock.now() + self.AHEAD))
+            self._until = min(furthest, max(self._until, scope.connector.platform.clock.latest() + self.AHEAD))
         self._interval = Interval.between(shard.window.start, self._until)
         self._seen: set[str] = set() if position.cursor is None else {position.cursor}
         self._pages = 0
@@ -196,13 +196,13 @@ class Walk:
             self._lineage.fruitless = 0
             self._pages += 1
             self._cursor = answer.listing.cursor
-            fetched = answer.fetched_utc
+            now = self._scope.connector.platform.clock.now()
             delivery = deliver(self._step(answer, None if finished else self.position))
             del answer  # or it would stay in memory until the next one is there
             await delivery
             if finished:
                 at_once = whole_from_here and self._pages == 1
-                return Finished(at_once and fetched < self._until)
+                return Finished(at_once and now < self._until)
 
     async def _ask(self, count: int) -> Answer[ProductServiceOrder]:
         request = OrdersRequest(

@@ -12,8 +12,8 @@ were it late, a little would be read again; were it ahead, what changes until th
    Whoever writes a time down for later runs asks again before it does.
 
 What a wrong one can cost: a machine that is late, or whose clock goes back, makes a run's end as much earlier, and the
-next run reads as much again. One that is late by more than a day, when ours does not agree with it and others' do, is
-not believed: it is a mistake, and the run would read next to nothing.
+next run reads as much again. Only a time before this program was written is not believed while others tell a later one:
+it is a mistake, and the run would read next to nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
+_WRITTEN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
 
 class PlatformClock:
@@ -35,11 +36,8 @@ class PlatformClock:
     Args:
         ticks: seconds of a clock that only goes forward.
         ours: this machine's time, in seconds since 1970. It may be wrong; it counts only where no answer tells the
-            time, and against an answer of long ago.
+            time.
     """
-
-    BELIEVED_LATE = 86_400.0
-    """Seconds behind our own clock beyond which an answer is only believed if all are."""
 
     def __init__(self, ticks: Callable[[], float], ours: Callable[[], float] = time.time) -> None:
         self._ticks = ticks
@@ -47,6 +45,7 @@ class PlatformClock:
         # The platform's seconds less our ticks: no less, and no more, than ...
         self._least: float | None = None
         self._most = math.inf
+        self._latest = -math.inf  # the most that any answer told
         self._likely = False  # whether they are of answers that are not of long ago
         self._last_date: tuple[str, float] | None = None  # parsing one costs more than all else here
         self._stamp = _EPOCH
@@ -65,7 +64,8 @@ class PlatformClock:
         began = self._ticks() if began is None else began
         least = told - began
         most = told + 1.0 - (began if sent is None else sent)
-        likely = told > self._ours() - self.BELIEVED_LATE
+        self._latest = max(self._latest, least)
+        likely = told >= _WRITTEN
         if likely and not self._likely:  # all before it were of long ago
             self._least, self._most, self._likely = None, math.inf, True
         elif self._likely and not likely:
@@ -89,6 +89,10 @@ class PlatformClock:
         """What the platform's time was when ours was `tick`, by all that is known now: it may turn out earlier."""
         least = self._ours() - self._ticks() if self._least is None else self._least
         return _EPOCH + timedelta(seconds=least + tick)
+
+    def latest(self) -> datetime:
+        """The latest time that it may be by any answer, whatever others say: for who reads on to what is newest."""
+        return self.now() if self._least is None else _EPOCH + timedelta(seconds=self._latest + self._ticks())
 
     def stamp(self) -> datetime:
         """The platform's time, for what came now: later than every stamp before, whatever is found out meanwhile."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import suppress
 from email.utils import formatdate
 from typing import Any
 
@@ -25,7 +26,14 @@ from fetcher.connector.operations import (
     ServicesRequest,
 )
 from fetcher.connector.transport import Heard, Reply, TransportError
-from fetcher.errors import FetcherError, InvalidRequestError, SetupError, TooHeavyError, UnavailableError
+from fetcher.errors import (
+    FetcherError,
+    InvalidRequestError,
+    PausedError,
+    SetupError,
+    TooHeavyError,
+    UnavailableError,
+)
 from fetcher.progress import Tally
 from tests.virtual import run_virtually
 
@@ -60,10 +68,15 @@ def reply(status: int, body: bytes = b"", **headers: str) -> Reply:
 EMPTY = reply(200, b'{"Enterprises":[],"Cursor":null}')
 
 
-def connected(answers: Answers, budget: RequestBudget, tally: Tally | None = None) -> Connector:
+def make_platform(answers: Any) -> Platform:
+    return Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
+
+
+def connected(answers: Any, budget: RequestBudget, tally: Tally | None = None) -> Connector:
     """A connector to these answers; within a running loop."""
-    platform = Platform(answers, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
-    return Connector(platform, Credentials("C-SECRET", "A-SECRET", "t"), budget, tally or Tally(portfolio="north"))
+    return Connector(
+        make_platform(answers), Credentials("C-SECRET", "A-SECRET", "t"), budget, tally or Tally(portfolio="north")
+    )
 
 
 def call(answers: Answers, operation: Any = ENTERPRISES, request: Any = REQUEST) -> tuple[Any, Tally]:
@@ -103,6 +116,281 @@ def test_a_429_is_waited_out_as_it_says(header: str | None, least: float, most: 
     _, tally = call(answers)
     assert least <= answers.times[1] - answers.times[0] <= most
     assert (tally.requests, tally.retries, tally.throttled) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("120", 120), ("Tue, 24 Nov 2026 10:02:00 GMT", 120), ("1.5", 1.5), ("299", 299)],
+)
+def test_a_retry_after_is_heeded_whatever_the_status_as_seconds_and_as_a_date(
+    status: int, header: str, seconds: float
+) -> None:
+    answers = Answers(reply(status, Retry_After=header), EMPTY)
+    call(answers)
+    assert answers.times[1] - answers.times[0] == pytest.approx(seconds, abs=0.1)
+
+
+@pytest.mark.parametrize("header", ["0", "Tue, 24 Nov 2026 09:00:00 GMT", "-5", "soon", ""])
+def test_a_retry_after_of_nothing_is_as_if_it_were_not_there(header: str) -> None:
+    answers = Answers(reply(503, Retry_After=header), EMPTY)
+    call(answers)
+    assert 0 <= answers.times[1] - answers.times[0] <= 1.1
+
+
+@pytest.mark.parametrize("status", [408, 413, 403, 400])
+def test_a_retry_after_of_what_is_not_tried_again_holds_the_token_s_next_request(status: int) -> None:
+    answers = Answers(reply(status, b'{"Message":"no"}', Retry_After="40"), EMPTY)
+
+    async def scenario() -> None:
+        connector = connected(answers, RequestBudget(200, 0.05))
+        with pytest.raises(FetcherError):
+            await connector.call(ENTERPRISES, REQUEST)
+        await connector.call(ENTERPRISES, REQUEST)
+
+    run_virtually(scenario)
+    assert answers.times[1] - answers.times[0] == pytest.approx(40, abs=0.1)
+
+
+def test_a_retry_after_is_for_its_token_alone() -> None:
+    answers = Answers(reply(503, Retry_After="120"), EMPTY)
+
+    async def scenario() -> None:
+        platform = make_platform(answers)
+        first, other = (
+            Connector(platform, Credentials("C", token, "t"), RequestBudget(9, 1), Tally(portfolio=token))
+            for token in ("A", "B")
+        )
+        async with anyio.create_task_group() as group:
+            group.start_soon(first.call, ENTERPRISES, REQUEST)
+            await anyio.sleep(1)
+            await other.call(ENTERPRISES, REQUEST)
+
+    run_virtually(scenario)
+    assert [round(time - answers.times[0]) for time in answers.times] == [0, 1, 120]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("header", "until"),
+    [
+        ("3600", "2026-11-24 11:00:0"),
+        ("Tue, 24 Nov 2026 12:30:00 GMT", "2026-11-24 12:30:0"),
+        ("9" * 12, "2036-11-2"),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", "2036-11-2"),
+    ],
+)
+def test_a_pause_longer_than_anybody_waits_says_when_to_come_back(status: int, header: str, until: str) -> None:
+    answers = Answers(EMPTY, reply(status, Retry_After=header), EMPTY)
+
+    async def scenario() -> None:
+        connector = connected(answers, RequestBudget(200, 30))
+        await connector.call(ENTERPRISES, REQUEST)
+        started = anyio.current_time()
+        with pytest.raises(PausedError, match=until) as caught:
+            await connector.call(ENTERPRISES, REQUEST)
+        assert f"answered {status}" in str(caught.value)
+        assert "UTC" in str(caught.value)
+        with pytest.raises(PausedError):  # nor does anybody else of the token ask
+            await connector.call(ENTERPRISES, REQUEST)
+        assert anyio.current_time() - started < 0.1
+
+    run_virtually(scenario)
+    assert len(answers.times) == 2
+
+
+class Hangs:
+    """Answers nothing that is heavier than `most` items, and says nothing at all while it is down."""
+
+    SECONDS = 60.0
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.asked: list[tuple[str, int]] = []
+        self.down = False
+
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        count = msgspec.json.decode(body)["Limitation"]["Count"]
+        self.asked.append((path, count))
+        if self.down or (path == ORDERS.path and count > self.most):
+            await anyio.sleep(self.SECONDS)
+            raise TransportError("timeout", "no answer within 60 seconds")
+        await anyio.sleep(0.1)
+        listing = b'{"ProductServiceOrders":[],"Cursor":null}' if path == ORDERS.path else EMPTY.body
+        answer = reply(200, listing)
+        heard(answer.status, answer.headers)
+        return answer
+
+
+def orders(count: int) -> OrdersRequest:
+    return OrdersRequest(Limitation(count), ["a"], Interval("2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"))
+
+
+def test_a_heavy_request_that_hangs_is_too_heavy_at_once_and_one_light_request_shows_that_it_is_no_outage() -> None:
+    platform = Hangs(100)
+
+    async def scenario() -> float:
+        connector = connected(platform, RequestBudget(200, 30))
+        started = anyio.current_time()
+
+        async def heavy() -> None:
+            with pytest.raises(TooHeavyError):
+                await connector.call(ORDERS, orders(1000))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(48):
+                group.start_soon(heavy)
+        assert connector.platform.circuit.down_seconds is None
+        return anyio.current_time() - started
+
+    assert run_virtually(scenario) == pytest.approx(60.1, abs=0.1)
+    assert platform.asked.count((ORDERS.path, 1000)) == 48
+    assert platform.asked[48:] == [(ENTERPRISES.path, 1)]
+
+
+def test_where_others_are_answered_no_light_request_is_spent() -> None:
+    platform = Hangs(100)
+
+    async def scenario() -> None:
+        connector = connected(platform, RequestBudget(200, 30))
+
+        async def heavy() -> None:
+            with pytest.raises(TooHeavyError):
+                await connector.call(ORDERS, orders(1000))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(heavy)
+            await anyio.sleep(30)
+            await connector.call(ORDERS, orders(100))
+
+    run_virtually(scenario)
+    assert platform.asked == [(ORDERS.path, 1000), (ORDERS.path, 100)]
+
+
+def test_heavy_requests_that_hang_while_light_ones_do_too_are_an_outage_that_is_waited_for() -> None:
+    platform = Hangs(100)
+    platform.down = True
+
+    async def scenario() -> None:
+        connector = connected(platform, RequestBudget(200, 30))
+        failed: list[Exception] = []
+
+        async def heavy() -> None:
+            try:
+                await connector.call(ORDERS, orders(50))
+            except TooHeavyError as error:
+                failed.append(error)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(16):
+                group.start_soon(heavy)
+            await anyio.sleep(130)
+            assert connector.platform.circuit.down_seconds is not None
+            assert not failed
+            platform.down = False
+        assert connector.platform.circuit.down_seconds is None
+
+    run_virtually(scenario)
+    assert all(count == 1 for path, count in platform.asked if path == ENTERPRISES.path)
+
+
+class Down:
+    """Down until a time; one token is asked to wait for long as that begins."""
+
+    def __init__(self, until: float, pause: str) -> None:
+        self.until = until
+        self.pause = pause
+        self.times: dict[str, list[float]] = {}
+
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        token = msgspec.json.decode(body)["AccessToken"]
+        now = anyio.current_time()
+        self.times.setdefault(token, []).append(now)
+        if now < self.until and token == "A" and len(self.times[token]) == 1:
+            answer = reply(503, Retry_After=self.pause)
+        elif now < self.until:
+            raise TransportError("broken", "the connection broke")
+        else:
+            answer = EMPTY
+        heard(answer.status, answer.headers)
+        return answer
+
+
+@pytest.mark.parametrize("pause", [600, 60, 299])
+def test_after_an_outage_those_go_on_who_may_ask_whatever_token_is_paused(pause: int) -> None:
+    async def scenario() -> dict[str, list[float]]:
+        platform = Down(anyio.current_time() + 20, str(pause))
+        shared = Platform(platform, opens_per_second=1000, outage_seconds=900, chance=random.Random(1))
+        started = anyio.current_time()
+        ended: dict[str, list[float]] = {"A": [], "B": [], "C": []}
+
+        async def one(token: str, connector: Connector) -> None:
+            await connector.call(ENTERPRISES, REQUEST)
+            ended[token].append(anyio.current_time() - started)
+
+        async with anyio.create_task_group() as group:
+            for token in ended:
+                connector = Connector(
+                    shared, Credentials("C", token, "t"), RequestBudget(20, 1), Tally(portfolio=token)
+                )
+                for _ in range(4):
+                    group.start_soon(one, token, connector)
+        return ended
+
+    ended = run_virtually(scenario)
+    assert all(20 <= time < 60 for time in (*ended["B"], *ended["C"]))
+    assert all(pause <= time < pause + 5 for time in ended["A"])
+
+
+def test_a_slot_of_the_budget_is_not_kept_while_the_platform_is_down() -> None:
+    async def scenario() -> int:
+        platform = Down(anyio.current_time() + 100, "0")
+        connector = connected(platform, RequestBudget(20, 1))
+        async with anyio.create_task_group() as group:
+            for _ in range(15):
+                group.start_soon(connector.call, ENTERPRISES, REQUEST)
+            await anyio.sleep(90)
+            return connector.budget.used
+
+    assert run_virtually(scenario) <= 3  # of the probes, which may still arrive
+
+
+def date(seconds: float) -> str:
+    return formatdate(1_800_000_000 + seconds, usegmt=True)
+
+
+HOURS = 3600.0
+AHEAD = reply(200, EMPTY.body, Date=date(2 * HOURS))
+RIGHT = reply(200, EMPTY.body, Date=date(0))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [reply(502, b"<html>", Date=date(2 * HOURS)), RIGHT],
+        [RIGHT, reply(502, b"<html>", Date=date(2 * HOURS)), RIGHT],
+        [reply(200, b"<html>", Date=date(2 * HOURS)), RIGHT],
+        [reply(503, b'{"Message":"Unavailable"}', Date=date(2 * HOURS)), RIGHT],
+        [AHEAD, RIGHT],
+        [RIGHT, AHEAD],
+        [AHEAD, AHEAD, AHEAD, RIGHT],
+        [AHEAD, reply(400, b'{"Message":"Invalid EnterpriseIds"}', Date=date(0))],
+        [RIGHT, reply(403, b"<html>", Date=date(-2 * HOURS))],
+    ],
+)
+def test_only_the_platform_s_own_answers_tell_the_time_and_the_earlier_one_counts(answers: list[Reply]) -> None:
+    async def scenario() -> float:
+        given = Answers(*answers)
+        connector = connected(given, RequestBudget(200, 0.05))
+        stamps = []
+        while len(given.times) < len(answers):
+            with suppress(FetcherError):
+                stamps.append((await connector.call(ENTERPRISES, REQUEST)).fetched_utc)
+        assert stamps == sorted(set(stamps))
+        passed = anyio.current_time() - given.times[0]
+        return connector.platform.clock.now().timestamp() - 1_800_000_000 - passed
+
+    assert -20 < run_virtually(scenario) < 1.1
 
 
 def test_a_slot_is_free_a_window_after_the_answer_began_however_long_its_body_takes() -> None:
