@@ -1,7 +1,7 @@
 """What the processes of one run tell each other, and the socket over which they do.
 
-    the run ─▶ worker      Start, then Granted for each Claim, and Stop
-    worker ─▶ the run      Claim, Parcel, Told, and at last End
+    the run ─▶ worker      Start, then Granted for each Claim and each Settle, and Stop
+    worker ─▶ the run      Claim, Settle, Leave, Parcel, Told, and at last End
 
 Messages are pickled, since both ends are this program. What is large in them (a page's bytes, its columns) is not
 copied into the pickle, and arrives in memory that is used again once nobody looks at it any more: to get new memory for
@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from fetcher.claims import Claimed
 from fetcher.progress import Tally
 from fetcher.sinks.base import EncodedPage, Progress
 
@@ -42,16 +43,33 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 class Granted(msgspec.Struct, frozen=True):
-    """The answer to the oldest claim that has none yet."""
+    """The answer to what the portfolio asked last."""
 
-    service_ids: frozenset[str]
+    portfolio: str
+    claimed: Claimed
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A portfolio wants to load these services."""
+    """See `Claims.claim`."""
 
     portfolio: str
     service_ids: Sequence[str]
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """See `Claims.settle`."""
+
+    portfolio: str
+    refused: Sequence[str]
+    begun: Sequence[str]
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """See `Claims.leave`; there is no answer."""
+
+    portfolio: str
+    begun: Sequence[str] | None
+    for_others: bool
 
 
 class Parcel(msgspec.Struct, frozen=True):
@@ -77,7 +95,7 @@ class End(msgspec.Struct, frozen=True):
     """See `fetcher.job.Loader`."""
 
 
-Message = Start | Stop | Granted | Claim | Parcel | Told | End
+Message = Start | Stop | Granted | Claim | Settle | Leave | Parcel | Told | End
 
 _HEAD = struct.Struct("<IIQ")
 """Count of large parts, length of the pickle, length of all parts."""

@@ -153,6 +153,31 @@ class Checkpoint:
         self._changes: dict[str, str | None] = {}
         self._ceiling: datetime | None = None  # nothing that is read in this run stands for what is later
 
+    @property
+    def services(self) -> int:
+        """How many services any walk was begun of."""
+        return len({service for batch in self._batches.values() for service in batch.service_ids})
+
+    def spell(self, service_ids: Iterable[str]) -> None:
+        """Have the records speak of services as the platform writes their ids now: the case may differ."""
+        spelling = {id_.lower(): id_ for id_ in service_ids}
+        for key, batch in list(self._batches.items()):
+            ids = tuple(sorted(spelling.get(id_.lower(), id_) for id_ in batch.service_ids))
+            if ids == batch.service_ids:
+                continue
+            new = batch_key(ids)
+            self._write("batch", new, msgspec.structs.replace(batch, service_ids=ids))
+            if key in self._done:
+                self._write("done", new, union((*self._done.get(new, ()), *self._done[key])))
+                self._remove("done", key)
+            for name, walk in [(name, walk) for name, walk in self._open.items() if walk.batch == key]:
+                self._write("open", name.replace(key, new, 1), msgspec.structs.replace(walk, batch=new))
+                self._remove("open", name)
+            self._remove("batch", key)
+        for id_ in [id_ for id_ in self._bad if spelling.get(id_.lower(), id_) != id_]:
+            self._write("bad", spelling[id_.lower()], self._bad[id_])
+            self._remove("bad", id_)
+
     def covered(self) -> dict[str, Windows]:
         """By service id in small letters, the instants that finished walks stand for."""
         covered: dict[str, Windows] = {}

@@ -22,7 +22,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, Start, Stop, Told, pair
+from fetcher.channel import Channel, Claim, End, Granted, Leave, Message, Parcel, Settle, Start, Stop, Told, pair
 from fetcher.checkpoint import Checkpoint
 from fetcher.claims import FirstCome
 from fetcher.config import Config, PortfolioConfig, resolved, to_wire
@@ -192,8 +192,12 @@ class Crew:
                     delivery = Delivery(portfolio=message.portfolio, page=message.page, accept=lambda c=changes: c)
                     await deliver(send, delivery)
                 case Claim():
-                    ids = await self._claims.claim(message.portfolio, message.service_ids)
-                    group.start_soon(self._tell, member, Granted(ids))
+                    claimed = await self._claims.claim(message.portfolio, message.service_ids)
+                    group.start_soon(self._tell, member, Granted(message.portfolio, claimed))
+                case Settle():
+                    group.start_soon(self._settle, member, message)
+                case Leave():
+                    await self._claims.leave(message.portfolio, message.begun, for_others=message.for_others)
                 case Told():
                     for tally in message.tallies:
                         self._update(tally)
@@ -205,6 +209,10 @@ class Crew:
                     return
                 case _:
                     raise TypeError(type(message))
+
+    async def _settle(self, member: _Member, message: Settle) -> None:
+        claimed = await self._claims.settle(message.portfolio, message.refused, message.begun)
+        await self._tell(member, Granted(message.portfolio, claimed))
 
     def _update(self, told: Tally) -> None:
         """What the worker says, less what the run knows better: how much is durable."""
@@ -232,6 +240,7 @@ class Crew:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         error = f"the process that loads it {how}. What is durable stays; run again to take up the rest"
         for portfolio in member.config.portfolios:
+            await self._claims.leave(portfolio.name, None)
             tally = self._tallies[portfolio.name]
             if tally.phase in ("done", "failed", "stopped"):
                 continue

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -25,8 +25,8 @@ from fetcher.checkpoint import AsideRecord, Checkpoint, Position, RunRecord
 from fetcher.claims import Claims
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
+from fetcher.connector.listings import ENTERPRISES
 from fetcher.connector.operations import (
-    ENTERPRISES,
     MAX_IDS,
     EnterprisesRequest,
     Interval,
@@ -35,7 +35,7 @@ from fetcher.connector.operations import (
     OrdersRequest,
 )
 from fetcher.connector.types import parse_utc, utc_text
-from fetcher.discovery import Discovered, discover
+from fetcher.discovery import Discovered, discover, why_nothing
 from fetcher.errors import (
     AccessDeniedError,
     InvalidRequestError,
@@ -45,9 +45,9 @@ from fetcher.errors import (
     first_error,
 )
 from fetcher.page_size import Learned, PageSize
-from fetcher.plan import Shard, Target, closing_shards, plan
+from fetcher.plan import ServiceRef, Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
-from fetcher.refused import find_refused
+from fetcher.refused import SAMPLE, asked_twice, find_denied, find_refused
 from fetcher.sifting import sift_ids, time_key
 from fetcher.sinks.base import EncodedPage, Page, RejectedRow, rejected_row
 from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
@@ -104,6 +104,8 @@ class PortfolioLoad:
     """Each round also asks for fewer services at once, so that one request gives all."""
     CONFIRM_SECONDS = 2.0
     """Between a refused token and asking once more: what is revoked stays so, what hiccups does not."""
+    FIRST_WALKS = 4
+    """Side by side, until the platform has answered one: should none be allowed, no more than these were in vain."""
     ATTEMPTS = 3
     """Walks of a shard that is refused for no reason that can be found."""
     CLOCK_TOLERANCE = timedelta(seconds=2)
@@ -147,6 +149,13 @@ class PortfolioLoad:
         self._bad: dict[str, PlatformError] = {}
         self._asking = anyio.Lock()  # one at a time finds out what is refused; the others use what it found
         self._learned = Learned(config.limits.page_size)
+        self._asked_at = 0.0  # when somebody last began to find out what is denied
+        self._taken = False  # whether any order request was answered with something else than a refusal
+        self._visible: dict[str, ServiceRef] = {}  # by id, also those that other portfolios load
+        self._ours: set[ServiceRef] = set()  # what it is to load, or was
+        self._lost: set[str] = set()  # services of walks that were denied for no reason that could be found
+        self._sent: dict[str, tuple[str, ...]] = {}  # services, by batch, of which orders were delivered
+        self._again: set[str] = set()  # services of which another portfolio may have delivered orders
         self._began: datetime | None = None
         self._began_at = 0.0  # in seconds of the event loop: what time it was then may turn out to be earlier
         self._cuts = 0  # how often it did
@@ -175,11 +184,17 @@ class PortfolioLoad:
             self._tally.phase = "discovering"
             found = await self._discover()
             target = self._target()
-            await self._load(found, target)
+            if self._visible:
+                await self._load(found, target)
+                await self._take_over(found, target)
+                if self._full and not self._tally.failed:  # else it may be of what was not read
+                    await self._give_up([key for key in self._aside if key not in self._rejected_now])
         except _PortfolioFailedError as failure:
             self._fail(None, failure.error)
+            await self._leave()
         except PlatformError as error:
             self._fail(None, error)
+            await self._leave()
         finally:
             self._tally.seconds = anyio.current_time() - started
         await self._deliver_news(partial(self._end_run, found, target))
@@ -213,8 +228,13 @@ class PortfolioLoad:
             self._tally.failed.append(
                 Failure(portfolio=self._portfolio.name, error=f"{id_}: {error}", request_id=error.request_id)
             )
-        ours = await self._claims.claim(self._portfolio.name, [service.id for service in found.services])
+        self._checkpoint.spell(service.id for service in found.services)
+        if (reason := why_nothing(found, self._checkpoint.services)) is not None:
+            self._fail_text(reason)
+        self._visible = {service.id: service for service in found.services}
+        ours = await self._claims.claim(self._portfolio.name, self._visible)
         services = tuple(service for service in found.services if service.id in ours)
+        self._again = {service for service, begun in ours.items() if begun}
         if len(services) < len(found.services):
             others = len(found.services) - len(services)
             log.warning("%s: %d services are loaded by another portfolio", self._portfolio.name, others)
@@ -263,16 +283,18 @@ class PortfolioLoad:
         """The shards that are missing, and the walks that go on."""
         checkpoint = self._checkpoint
         known = dict(checkpoint.covered())
-        going_on, _ = self._resumed(found)
-        for shard, _ in going_on:
-            for service in map(str.lower, shard.service_ids):
-                known[service] = (*known.get(service, ()), *shard.stands_for)
-        covered = {service.id: union(known.get(service.id.lower(), ())) for service in found.services}
         again = {
             service.id
             for service in found.services
-            if self._full or checkpoint.again or checkpoint.elsewhere(service.id)
+            if self._full or checkpoint.again or checkpoint.elsewhere(service.id) or service.id in self._again
         }
+        going_on: list[tuple[Shard, Position]] = []
+        for shard, position in self._resumed(found)[0]:
+            for service in map(str.lower, shard.service_ids):
+                known[service] = (*known.get(service, ()), *shard.stands_for)
+            repeats = shard.repeats or not again.isdisjoint(shard.service_ids)
+            going_on.append((msgspec.structs.replace(shard, repeats=repeats), position))
+        covered = {service.id: union(known.get(service.id.lower(), ())) for service in found.services}
         tainted: dict[str, Windows] = {}
         for service, windows in covered.items():
             if service in again:  # other progress was made before, or this was forgotten: orders come again
@@ -326,21 +348,79 @@ class PortfolioLoad:
             checkpoint.advance(shard, position)  # parts of a walk take its place
         checkpoint.regroup(found.services, [shard for shard, _ in resumed])
         checkpoint.record_run(self._record("running or killed", self._checkpoint.watermark))
+        await self._walk_through(found, target, shards, going_on, whole=True)
+
+    async def _take_over(self, found: Discovered, target: Target) -> None:
+        """Load what other portfolios have claimed and may not read, until nothing can come from them any more."""
+        name = self._portfolio.name
+        while True:
+            refused = self._bad.keys() | self._lost
+            begun = self._begun() & refused
+            if begun:
+                await self._flush()
+            self._tally.phase = "waiting"
+            offered = await self._claims.settle(name, refused, begun)
+            if not offered:
+                return
+            log.warning("%s: %d services are loaded that another portfolio cannot read", name, len(offered))
+            self._tally.services += len(offered)
+            self._again.update(service for service, begun in offered.items() if begun)
+            services = tuple(sorted(self._visible[service] for service in offered))
+            more = Discovered(found.enterprises, services, {})
+            self._recall_bad(more)
+            self._divide(offered)
+            await self._walk_through(more, target, *self.shards(more, target), whole=False)
+
+    def _divide(self, services: Collection[str]) -> None:
+        """Walks under way that are of these services and of others become two each, so that either can go on alone."""
+        for shard, position in self._checkpoint.begun():
+            here = tuple(service for service in shard.service_ids if service in services)
+            gone = tuple(service for service in shard.service_ids if service not in services)
+            if here and gone:
+                self._checkpoint.drop(shard)
+                for part in (here, gone):
+                    self._checkpoint.advance(msgspec.structs.replace(shard, service_ids=part), position)
+
+    async def _leave(self) -> None:
+        """What this portfolio cannot load may be loaded by another, unless it is the platform that is down."""
+        await self._flush()
+        for_others = not self._connector.platform.circuit.given_up
+        await self._claims.leave(self._portfolio.name, self._begun(), for_others=for_others)
+
+    def _begun(self) -> set[str]:
+        """Services of which this run may have delivered orders."""
+        return {service for services in self._sent.values() for service in services}
+
+    async def _flush(self) -> None:
+        """Wait until all that was delivered is accepted: what another portfolio loads instead comes after it."""
+        accepted = anyio.Event()
+        await self._deliver_news(accepted.set)
+        await accepted.wait()
+
+    async def _walk_through(
+        self,
+        found: Discovered,
+        target: Target,
+        shards: Sequence[Shard],
+        going_on: Sequence[tuple[Shard, Position]],
+        *,
+        whole: bool,
+    ) -> None:
+        """Walk all that is to be walked of these services, and close; `whole`: they are all that it had claimed."""
         page_size = self._config.limits.page_size
         items = [Item(shard, position, Lineage()) for shard, position in going_on]
         items += [Item(shard, Position(None, page_size), Lineage()) for shard in shards]
         # Only services with a single shard can be read at once; the others may have moved between shards.
         walks = Counter(service for item in items for service in item.shard.service_ids)
         self._moving = {service for service, count in walks.items() if count > 1}
+        self._ours.update(found.services)
         self._tally.phase = "loading"
         # Walks that go on reach into what the new ones read, so all remember from the earliest of them on.
         self._remembered_from = time_key(min([target.settled, *(shard.settled for shard, _ in going_on)]))
-        await self._ask_again(found)
+        await self._ask_again(found, whole=whole)
         await self._walk_all(items, found)
         if target.open_ended:
             await self._close(found, target)
-        if self._full:
-            await self._give_up([key for key in self._aside if key not in self._rejected_now])
 
     async def _close(self, found: Discovered, target: Target) -> None:
         """Read what changed since the run's end, until nothing moved while it was read."""
@@ -429,7 +509,8 @@ class PortfolioLoad:
 
     def _hire(self, scope: Scope) -> None:
         """Have as many workers as there is work for, up to the limit."""
-        idle = self._config.limits.walks - self._workers
+        most = self._config.limits.walks
+        idle = (most if self._taken else min(most, self.FIRST_WALKS)) - self._workers
         for _ in range(min(idle, len(self._queue))):
             self._workers += 1
             if self._group is not None:
@@ -455,15 +536,14 @@ class PortfolioLoad:
             return
         walk = Walk(scope, item.shard, item.position, item.lineage)
         try:
-            outcome = await walk.run(partial(self._deliver, item))
+            outcome = await walk.run(partial(self._deliver, item, scope))
         except InvalidRequestError as error:
             if not error.names_services:
                 self._fail(item, error)
             else:
                 await self._find_bad(item, walk, error, scope)
         except AccessDeniedError as error:
-            await self._confirm_denied(error)
-            await self._find_bad(item, walk, error, scope)
+            await self._find_denied(item, walk, error, scope)
         except PlatformError as error:
             if self._connector.platform.circuit.given_up or isinstance(error, PausedError):
                 raise _PortfolioFailedError(error) from None
@@ -494,31 +574,70 @@ class PortfolioLoad:
 
     # What is refused
 
-    async def _confirm_denied(self, error: AccessDeniedError) -> None:
-        """Find out whether the token is refused altogether; if it is, that ends this portfolio, and only this."""
-        async with self._asking:
-            await anyio.sleep(self.CONFIRM_SECONDS)
-            try:
-                await self._connector.call(ENTERPRISES, EnterprisesRequest(Limitation(1)))
-            except AccessDeniedError:
-                raise _PortfolioFailedError(error) from None
-            except PlatformError:  # nothing that tells of the token: look for a service that it may not see
-                return
+    async def _find_denied(self, item: Item, walk: Walk, error: AccessDeniedError, scope: Scope) -> None:
+        """Find out what the token has no right to, and go on with the rest; raises if nothing is left.
 
-    async def _find_bad(self, item: Item, walk: Walk, error: PlatformError, scope: Scope) -> None:
+        Each walk has at most one request refused until that is known: it waits for its turn to ask, and whoever was
+        refused before somebody else began to ask tries again instead.
+        """
+        denied_at = anyio.current_time()
+        attempts = item.attempts if walk.position.cursor == item.position.cursor else 0
+        async with self._asking:
+            if self._asked_at < denied_at and self._bad.keys().isdisjoint(walk.shard.service_ids):
+                self._asked_at = anyio.current_time()
+                attempts += 1
+                try:
+                    found = await self._ask_for_rights(walk.shard, error)
+                except PlatformError as trouble:  # it cannot be found out now
+                    self._fail(item, trouble)
+                    return
+                if not found and attempts >= self.ATTEMPTS:
+                    self._lost.update(walk.shard.service_ids)
+                    self._fail(item, error)
+                    return
+        attempt = msgspec.structs.replace(item, attempts=attempts)
+        await self._leave_out_bad(attempt, walk.shard, walk.position, scope)
+
+    async def _ask_for_rights(self, shard: Shard, error: AccessDeniedError) -> bool:
+        """Whether anything was found that the token has no right to; if that is all, raises `_PortfolioFailedError`."""
+        await anyio.sleep(self.CONFIRM_SECONDS)
+        try:
+            await self._connector.call(ENTERPRISES, EnterprisesRequest(Limitation(1)))
+        except AccessDeniedError:
+            raise _PortfolioFailedError(error) from None
+        except PlatformError:  # nothing that tells of the token: look for what it may not see
+            pass
+        probe = partial(self._probe, shard.window)
+        if await probe(shard.service_ids) is None:  # it was a mistake, or is over
+            return False
+        enterprises: dict[str, list[str]] = {}
+        count = 0
+        for service in sorted(self._ours):
+            if service.id not in self._bad:
+                enterprises.setdefault(service.enterprise_id, []).append(service.id)
+                count += 1
+        denied = await find_denied(shard.service_ids, enterprises, probe)
+        if (reason := denied.everything) is not None:
+            detail = f"{reason.detail}; likewise for {min(SAMPLE, count)} of {count:,} services, each asked for alone"
+            raise _PortfolioFailedError(
+                AccessDeniedError(reason.operation, detail, status=reason.status, request_id=reason.request_id)
+            )
+        for enterprise, refusal in denied.enterprises.items():
+            self._note_denied(enterprise, enterprises[enterprise], refusal)
+        self._keep_bad(denied.ids)
+        return bool(denied.enterprises or denied.ids)
+
+    async def _find_bad(self, item: Item, walk: Walk, error: InvalidRequestError, scope: Scope) -> None:
         """Find the services that the platform refuses, and go on with the others."""
         shard = walk.shard
         async with self._asking:
             if self._bad.keys().isdisjoint(shard.service_ids):
                 try:
-                    bad = await find_refused(shard.service_ids, partial(self._probe, shard.window))
+                    bad = await find_refused(shard.service_ids, asked_twice(partial(self._probe, shard.window)))
                 except PlatformError as trouble:  # it cannot be found out now
                     self._fail(item, trouble)
                     return
-                retry_at = self._connector.platform.clock.now() + self.BAD_AGAIN
-                for service, refusal in bad.items():
-                    self._note_bad(service, refusal)
-                    self._checkpoint.mark_bad(service, retry_at.replace(microsecond=0))
+                self._keep_bad(bad)
                 if not bad and item.attempts + 1 >= self.ATTEMPTS:
                     self._fail(item, error)
                     return
@@ -539,19 +658,32 @@ class PortfolioLoad:
         self._requeue([msgspec.structs.replace(item, shard=rest, position=position)], scope)
 
     async def _probe(self, window: Window, ids: Sequence[str]) -> PlatformError | None:
-        """Whether the platform takes these services; asks again before it calls a single one refused."""
-        refusal: PlatformError | None = None
+        """Whether the platform takes these services: `None`, or its refusal."""
         interval = Interval.between(window.start, min(window.end, window.start + timedelta(seconds=1)))
-        for _ in range(2 if len(ids) == 1 else 1):
-            try:
-                await self._connector.call(self._operation, OrdersRequest(Limitation(1), ids, interval))
-            except AccessDeniedError as error:
-                refusal = error
-            except InvalidRequestError as error:
-                refusal = error
-            else:
-                return None
-        return refusal
+        try:
+            await self._connector.call(self._operation, OrdersRequest(Limitation(1), ids, interval))
+        except (AccessDeniedError, InvalidRequestError) as refusal:
+            return refusal
+        return None
+
+    def _keep_bad(self, bad: Mapping[str, PlatformError]) -> None:
+        """Note what is refused alone, for later runs too: to find it takes many requests."""
+        retry_at = self._connector.platform.clock.now() + self.BAD_AGAIN
+        for service, refusal in bad.items():
+            self._note_bad(service, refusal)
+            self._checkpoint.mark_bad(service, retry_at.replace(microsecond=0))
+
+    def _note_denied(self, enterprise: str, services: Sequence[str], error: PlatformError) -> None:
+        """Leave a whole enterprise out of this run; the next one finds out again, with a few requests."""
+        self._bad.update(dict.fromkeys(services, error))
+        self._tally.failed.append(
+            Failure(
+                portfolio=self._portfolio.name,
+                enterprise=enterprise,
+                error=str(error),
+                request_id=error.request_id,
+            )
+        )
 
     def _note_bad(self, service: str, error: PlatformError) -> None:
         self._bad[service] = error
@@ -566,8 +698,12 @@ class PortfolioLoad:
 
     # Delivering
 
-    async def _deliver(self, item: Item, step: Step) -> None:
+    async def _deliver(self, item: Item, scope: Scope, step: Step) -> None:
         """Hand a walk's page over."""
+        if not self._taken:
+            self._taken = True
+            self._hire(scope)
+        self._sent[step.shard.batch_key] = step.shard.service_ids
         for kind, count in step.sifted.oddities.items():
             self._tally.oddities[kind] = self._tally.oddities.get(kind, 0) + count
         note = partial(self._note_step, item, step.shard, step.position)
@@ -646,13 +782,17 @@ class PortfolioLoad:
                 ),
             )
 
-    async def _ask_again(self, found: Discovered) -> None:
-        """Ask for the orders that were kept aside by their ids: their windows may be done, and would not bring them."""
+    async def _ask_again(self, found: Discovered, *, whole: bool) -> None:
+        """Ask for the orders that were kept aside by their ids: their windows may be done, and would not bring them.
+
+        Only if the services are the `whole` of what it loads, also for those of which nobody knows the service.
+        """
         services = {service.id.lower(): service.id for service in found.services if service.id not in self._bad}
         waiting = [
             record
             for record in self._checkpoint.aside().values()
-            if record.can_be_asked_for and (record.service_id is None or record.service_id.lower() in services)
+            if record.can_be_asked_for
+            and (whole if record.service_id is None else record.service_id.lower() in services)
         ]
         waiting.sort(key=lambda record: (record.service_id or "", record.id))
         scope = self._scope(found)
@@ -787,13 +927,13 @@ class PortfolioLoad:
         whole = read and not self._tally.failed
         if target is not None and found is not None:
             self._checkpoint.record_run(self._record("whole" if whole else "partly", watermark))
-            self._forget(found, target)
+            self._forget(target)
         self._tally.watermark = watermark
         self._tally.phase = "done" if whole else "failed"
 
-    def _forget(self, found: Discovered, target: Target) -> None:
+    def _forget(self, target: Target) -> None:
         """Say what the sink may forget: what no walk brings again, but for walks of which the sink is to be read."""
-        services = {service.id.lower() for service in found.services if service.id not in self._bad}
+        services = {service.id.lower() for service in self._ours if service.id not in self._bad}
         settled = self._checkpoint.settled(services)
         if settled is not None:
             self._forget_before = max(settled, target.settled - self.LONGEST_MEMORY)

@@ -11,14 +11,14 @@ import logging
 import os
 import socket
 import sys
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from importlib.util import find_spec
 
 import anyio
 import msgspec
 
-from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, Start, Stop, Told
+from fetcher.channel import Channel, Claim, End, Granted, Leave, Message, Parcel, Settle, Start, Stop, Told
+from fetcher.claims import Claimed
 from fetcher.config import from_wire
 from fetcher.portfolios import Portfolios
 from fetcher.sinks import EncodedPage, make_sink
@@ -32,26 +32,38 @@ BUFFER = 4
 
 
 class RemoteClaims:
-    """Asks the run, which knows what the other workers' portfolios have claimed."""
+    """Asks the run, which knows what the other workers' portfolios have claimed. Each portfolio asks one thing at once.
+
+    Args:
+        send: to the run.
+    """
 
     def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
         self._send = send
-        self._asked: deque[asyncio.Future[frozenset[str]]] = deque()
-        self._lock = asyncio.Lock()
+        self._asked: dict[str, asyncio.Future[Claimed]] = {}  # by portfolio
 
-    async def claim(self, portfolio: str, service_ids: Iterable[str]) -> frozenset[str]:
+    async def claim(self, portfolio: str, service_ids: Iterable[str]) -> Claimed:
         """See `Claims`."""
-        answer: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
-        async with self._lock:  # asked in the order in which the answers are expected
-            self._asked.append(answer)
-            await self._send(Claim(portfolio, list(service_ids)))
-        return await answer
+        return await self._ask(portfolio, Claim(portfolio, list(service_ids)))
 
-    def granted(self, service_ids: frozenset[str]) -> None:
+    async def settle(self, portfolio: str, refused: Collection[str], begun: Collection[str]) -> Claimed:
+        """See `Claims`."""
+        return await self._ask(portfolio, Settle(portfolio, sorted(refused), sorted(begun)))
+
+    async def leave(self, portfolio: str, begun: Collection[str] | None, *, for_others: bool = True) -> None:
+        """See `Claims`."""
+        await self._send(Leave(portfolio, None if begun is None else sorted(begun), for_others))
+
+    def granted(self, message: Granted) -> None:
         """The run has answered."""
-        answer = self._asked.popleft()
+        answer = self._asked.pop(message.portfolio)
         if not answer.done():
-            answer.set_result(service_ids)
+            answer.set_result(message.claimed)
+
+    async def _ask(self, portfolio: str, question: Claim | Settle) -> Claimed:
+        answer = self._asked[portfolio] = asyncio.get_running_loop().create_future()
+        await self._send(question)
+        return await answer
 
 
 class Lines(logging.Handler):
@@ -112,7 +124,7 @@ class Worker:
     async def _listen(self, portfolios: Portfolios) -> None:
         while (message := await self._channel.receive()) is not None:
             if isinstance(message, Granted):
-                self._claims.granted(message.service_ids)
+                self._claims.granted(message)
             elif isinstance(message, Stop):
                 portfolios.stop()
         os._exit(ABANDONED)

@@ -10,7 +10,7 @@ from typing import Any
 from fetcher.config import Config, make_config
 from fetcher.job import Job
 from fetcher.progress import Report
-from fetcher.simulator import Behaviour, Faults, SimulatedPlatform, SimulatorServer, Size, World
+from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, SimulatorServer, Size, World
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import MICROS
 from fetcher.sinks import make_sink
@@ -43,10 +43,15 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    size: Size = SMALL, *, behaviour: Behaviour | None = None, faults: Faults | None = None, seed: int = 1
+    size: Size = SMALL,
+    *,
+    behaviour: Behaviour | None = None,
+    faults: Faults | None = None,
+    seed: int = 1,
+    latency: Latency | None = None,
 ) -> AsyncIterator[Site]:
     """Serve a world on a loopback port."""
     world = World(seed, size, int((time.time() - 600) * MICROS))
     platform = SimulatedPlatform(world, behaviour or Behaviour(requests=5000, per_seconds=1), faults, seed)
-    async with SimulatorServer(platform).serve() as address:
+    async with SimulatorServer(platform, latency=latency).serve() as address:
         yield Site(platform, address)

@@ -26,13 +26,13 @@ from msgspec import structs
 
 import fetcher
 import fetcher.crew
-from fetcher.channel import Channel, Claim, End, Message, Parcel, Start, _Memory, pair
-from fetcher.claims import FirstCome
+from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, Settle, Start, _Memory, pair
+from fetcher.claims import Claimed, FirstCome
 from fetcher.config import Config, from_wire, make_config, parse_instant, resolved, to_wire
 from fetcher.crew import Crew, deal, processes_for
 from fetcher.errors import SinkError
 from fetcher.job import Job
-from fetcher.simulator import parse_faults
+from fetcher.simulator import Latency, parse_faults
 from fetcher.sinks import Batch, EncodedPage, make_sink
 from fetcher.worker import RemoteClaims, Worker, command
 from tests.http import SMALL, Site, site
@@ -166,30 +166,53 @@ def test_a_configuration_arrives_as_it_was_sent_and_shows_its_tokens_to_nobody_e
     assert "-token" not in f"{start!r}{start}{sent!r}{arrived!r}"
 
 
-def test_claims_are_answered_in_the_order_in_which_they_were_made() -> None:
+def test_each_portfolio_gets_the_answer_to_what_it_asked_however_late() -> None:
     async def check() -> None:
-        sent: list[Message] = []
+        sent: list[Claim | Settle] = []
 
         async def send(message: Message) -> None:
             await asyncio.sleep(0)
+            assert isinstance(message, Claim | Settle)
             sent.append(message)
 
-        claims = RemoteClaims(send)
-        granted: dict[str, frozenset[str]] = {}
+        claims, first_come = RemoteClaims(send), FirstCome()
+        granted: dict[str, Claimed] = {}
 
         async def claim(name: str) -> None:
             granted[name] = await claims.claim(name, [name, "both"])
 
+        async def settle(name: str, refused: list[str]) -> None:
+            granted[name] = await claims.settle(name, refused, refused)
+
+        async def answer(message: Claim | Settle) -> None:
+            if isinstance(message, Claim):
+                claimed = await first_come.claim(message.portfolio, message.service_ids)
+            else:
+                claimed = await first_come.settle(message.portfolio, message.refused, message.begun)
+            claims.granted(Granted(message.portfolio, claimed))
+
+        async def answered() -> None:
+            while sent:
+                group.start_soon(answer, sent.pop(0))
+                await asyncio.sleep(0)
+
         async with anyio.create_task_group() as group:
             for name in "ab":
                 group.start_soon(claim, name)
-            while len(sent) < 2:
-                await asyncio.sleep(0)
-            first_come = FirstCome()
-            for message in sent:
-                assert isinstance(message, Claim)
-                claims.granted(await first_come.claim(message.portfolio, message.service_ids))
-        assert granted == {"a": frozenset({"a", "both"}), "b": frozenset({"b"})}
+            await asyncio.sleep(0.01)
+            await answered()
+            await asyncio.sleep(0.01)
+            assert granted == {"a": {"a": False, "both": False}, "b": {"b": False}}
+            granted.clear()
+            group.start_soon(settle, "b", [])
+            await asyncio.sleep(0.01)
+            await answered()
+            assert granted == {}  # a may give something back
+            group.start_soon(settle, "a", ["both"])
+            await asyncio.sleep(0.01)
+            await answered()
+            await asyncio.sleep(0.01)
+            assert granted == {"a": {}, "b": {"both": True}}
 
     anyio.run(check)
 
@@ -239,7 +262,7 @@ async def loaded(job: Job, orders: int) -> None:
 def test_a_process_that_is_killed_spoils_no_other_and_the_next_run_takes_up_its_part(tmp_path: Path) -> None:
     async def check() -> None:
         url = f"jsonl:{tmp_path / 'o.jsonl'}"
-        async with site(WIDE) as here:
+        async with site(WIDE, latency=Latency(0.02)) as here:
             async with half_done(here, url) as (job, crew):
 
                 async def kill() -> None:

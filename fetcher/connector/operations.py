@@ -14,14 +14,7 @@ from typing import Generic, TypeVar, cast
 import msgspec
 
 from fetcher.connector.rejecting import cut_items, reason_of, reject
-from fetcher.connector.types import (
-    Enterprise,
-    OrderOptions,
-    ProductServiceOrder,
-    RejectedOrder,
-    Service,
-    utc_text,
-)
+from fetcher.connector.types import OrderOptions, ProductServiceOrder, RejectedOrder, utc_text
 from fetcher.windows import add_months
 
 MAX_IDS = 1000
@@ -294,7 +287,3 @@ def raw_orders(body: bytes) -> Sequence[bytes | msgspec.Raw]:
     except (msgspec.DecodeError, UnicodeDecodeError):
         cut = cut_items(body, _ORDERS)
         return [] if cut is None else cut[0]
-
-
-ENTERPRISES = Operation("enterprises/getAll", "Enterprises", Enterprise)
-SERVICES = Operation("services/getAll", "Services", Service)

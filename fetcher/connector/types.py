@@ -7,7 +7,7 @@ parsing every one costs as much as decoding the whole order, and ISO 8601 in UTC
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated
 
 import msgspec
 
@@ -79,27 +79,20 @@ class RejectedOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Whether another JSON reader takes it: text with half of a surrogate pair is such a case, a stray byte is none."""
 
 
-class ServiceData(msgspec.Struct, rename="pascal", frozen=True):
-    """The part of a service that tells its kind."""
-
-    discriminator: str | None = None
+Id = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class Service(msgspec.Struct, rename="pascal", frozen=True, kw_only=True):
-    """A service of an enterprise; inactive ones still have history."""
+    """A service of an enterprise, as far as the job uses it; inactive ones still have history."""
 
-    id: str
-    enterprise_id: str
-    is_active: bool = True
-    names: dict[str, Any] = {}
-    data: ServiceData | None = None
+    id: Id
+    enterprise_id: Id
 
 
 class Enterprise(msgspec.Struct, rename="pascal", frozen=True, kw_only=True):
-    """A hotel that the access token can see."""
+    """A hotel that the access token can see, as far as the job uses it."""
 
-    id: str
-    name: str | None = None
+    id: Id
 
 
 def utc_text(instant: datetime) -> str:

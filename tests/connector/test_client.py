@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
+from fetcher.connector.listings import ENTERPRISES
 from fetcher.connector.operations import (
-    ENTERPRISES,
     EnterprisesRequest,
     Interval,
     Limitation,
