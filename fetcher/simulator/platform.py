@@ -43,7 +43,7 @@ from fetcher.simulator.contract import (
 )
 from fetcher.simulator.faults import Faults
 from fetcher.simulator.window import SlidingWindow
-from fetcher.simulator.world import MICROS, STATES, Found, Portfolio, World, micros
+from fetcher.simulator.world import MICROS, STATES, Enterprise, Found, Portfolio, World, micros
 
 Delivery = Literal["whole", "reset", "lost", "stall", "truncated", "endless"]
 """How an answer reaches its caller; `lost`: the request did not even arrive."""
@@ -219,6 +219,16 @@ class SimulatedPlatform:
         """The enterprises that are refused, of a portfolio (by name)."""
         return self._chosen("bad-enterprises", portfolio)
 
+    def forbidden_services(self) -> frozenset[str]:
+        """The services that the first portfolio's token may not read orders of."""
+        first = self._first
+        of_enterprises = [
+            self.world.service_ids[service]
+            for id_ in self._chosen("forbid-enterprises", first.name)
+            for service in first.enterprises[id_].services
+        ]
+        return self._chosen("forbid-services", first.name).union(of_enterprises)
+
     # 1. Whether it arrives
 
     def _is_down(self, now: float) -> bool:
@@ -332,8 +342,17 @@ class SimulatedPlatform:
             return _DAMAGES[fault](page, self._chance)
         return Response(200, _JSON, page)
 
+    @property
+    def _first(self) -> Portfolio:
+        return next(iter(self.world.portfolios.values()))
+
+    def _visible(self, portfolio: Portfolio) -> Mapping[str, Enterprise]:
+        """The enterprises that a portfolio's token sees, by id."""
+        shared = self._first.enterprises if self.faults.condition("shared") else {}
+        return {**portfolio.enterprises, **shared}
+
     def _check_access(self, call: Call, portfolio: Portfolio) -> None:
-        first = next(iter(self.world.portfolios.values())) is portfolio
+        first = self._first is portfolio
         revoked = self.faults.condition("revoke", -1)
         if first and 0 <= revoked < self.stats.portfolios[portfolio.name].requests:
             raise RefusedError(401, "Invalid AccessToken", fault=False)
@@ -347,7 +366,7 @@ class SimulatedPlatform:
         if key not in self._bad:
             owner = next(owner for owner in self.world.portfolios.values() if owner.name == portfolio)
             ids = sorted(owner.enterprises)
-            if condition == "bad-services":
+            if condition.endswith("-services"):
                 enterprises = owner.enterprises.values()
                 ids = [self.world.service_ids[service] for enterprise in enterprises for service in enterprise.services]
             self._bad[key] = frozenset(random.Random(key).sample(ids, min(number, len(ids)))) if number else frozenset()
@@ -367,7 +386,7 @@ class SimulatedPlatform:
         check_ids(call.enterprise_ids, "EnterpriseIds")
         read_interval(call.linked_utc, "LinkedUtc")
         read_interval(call.updated_utc, "UpdatedUtc")
-        enterprises = portfolio.enterprises
+        enterprises = self._visible(portfolio)
         ids = self._in_scope(call.enterprise_ids, enterprises, "EnterpriseIds")
         bodies = [(id_, enterprises[id_].body) for id_ in enterprises if ids is None or id_ in ids]
         return _slice("Enterprises", bodies, call.limitation)
@@ -378,12 +397,13 @@ class SimulatedPlatform:
         read_interval(call.updated_utc, "UpdatedUtc")
         if call.service_type not in (None, "Bookable", "Additional"):
             raise RefusedError(400, "Invalid ServiceType")
-        enterprises = self._in_scope(call.enterprise_ids, portfolio.enterprises, "EnterpriseIds")
+        visible = self._visible(portfolio)
+        enterprises = self._in_scope(call.enterprise_ids, visible, "EnterpriseIds")
         if enterprises is not None and not enterprises.isdisjoint(self.bad_enterprises(portfolio.name)):
             raise RefusedError(400, "Invalid EnterpriseIds", fault=False)
         numbers = [
             service
-            for id_, enterprise in portfolio.enterprises.items()
+            for id_, enterprise in visible.items()
             if enterprises is None or id_ in enterprises
             for service in enterprise.services
         ]
@@ -445,7 +465,7 @@ class SimulatedPlatform:
         """The page of these orders; kept while there is room."""
         if not self._keep_bytes:
             return _orders([self.world.bodies[number] for number in numbers], cursor)
-        key = (portfolio.name, portfolio.changes, tuple(numbers))
+        key = (portfolio.name, portfolio.changes + self._first.changes, tuple(numbers))
         page = self._kept.get(key)
         if page is None:
             page = _orders([self.world.bodies[number] for number in numbers], cursor)
@@ -469,11 +489,16 @@ class SimulatedPlatform:
             names = self.world.service_ids
             if any(names[service] in bad for service in services):
                 raise RefusedError(400, "Invalid ServiceIds", fault=False)
+        if portfolio is self._first and (forbidden := self.forbidden_services()):
+            names = self.world.service_ids
+            if any(names[service] in forbidden for service in services):
+                raise RefusedError(403, "Insufficient permissions", fault=False)
         return services
 
     def _service_numbers(self, ids: Sequence[str], portfolio: Portfolio) -> list[int]:
         numbers = [self.world.service_numbers.get(id_.lower(), -1) for id_ in ids]
-        if -1 in numbers or any(self.world.portfolio_of(number) is not portfolio for number in numbers):
+        owners = [self._first, portfolio] if self.faults.condition("shared") else [portfolio]
+        if -1 in numbers or any(self.world.portfolio_of(number) not in owners for number in numbers):
             raise RefusedError(400, "Invalid ServiceIds")
         return numbers
 
@@ -493,7 +518,8 @@ class SimulatedPlatform:
     ) -> _Query:
         key = (portfolio.name, raw, interval, None if states is None else tuple(states))
         known = self._found.get(key)
-        if known is not None and known.changes == portfolio.changes:
+        changes = portfolio.changes + self._first.changes  # it may see the first one's orders, too
+        if known is not None and known.changes == changes:
             self._found.move_to_end(key)
             return known
         found = self.world.query(
@@ -504,7 +530,7 @@ class SimulatedPlatform:
             states=states,
             by_creation=self.behaviour.by_creation,
         )
-        query = self._found[key] = _Query(portfolio.changes, found)
+        query = self._found[key] = _Query(changes, found)
         self._found.move_to_end(key)
         if len(self._found) > self._QUERIES:
             self._found.popitem(last=False)
