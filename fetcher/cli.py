@@ -26,9 +26,10 @@ from fetcher.config import Config, check_config, load_config, parse_instant
 from fetcher.connector.types import utc_text
 from fetcher.crew import processes_for
 from fetcher.errors import ConfigError, FetcherError, PlatformError, SinkError
-from fetcher.job import Job, PortfolioPlan
+from fetcher.job import Job
 from fetcher.output import steady_output, to_json
 from fetcher.progress import Report
+from fetcher.prospect import Check, PortfolioPlan
 from fetcher.simulator.faults import CONDITIONS, HOSTILE, STRIKES, parse_faults
 from fetcher.simulator.platform import Behaviour
 from fetcher.simulator.process import Options, config_text, make_platform
@@ -42,6 +43,8 @@ T = TypeVar("T")
 WHOLE, PARTLY, USAGE, INTERRUPTED = 0, 1, 2, 130
 STOP_SECONDS = 4.5
 """After a signal, for committing what is in hand; then the process ends, which no commit minds."""
+LINGER_SECONDS = 1.0
+"""For a job that loads nothing to end, once its result is shown."""
 
 app = typer.Typer(
     name="fetcher",
@@ -125,24 +128,36 @@ def plan(
     """Show what a run would do: shards, least requests, least time, for both ways of sharding.
 
     Sends only what discovery needs. Every shard takes one request at least, and one more for each full page of orders,
-    which nobody knows beforehand.
+    which nobody knows beforehand. Exits 1 if something could not be found out, or is refused: it is named.
     """
     settings = _settings(config, sink, from_, until)
     target = None if settings.sink.url is None else make_sink(settings.sink_url)
-    plans = _in_job(settings, target, Job.plan, full=full)
-    if as_json:
-        _print_json(plans)
-        return
+
+    def show(plans: list[PortfolioPlan]) -> int:
+        if as_json:
+            _print_json(plans)
+        else:
+            _show_plans(settings, plans)
+        return PARTLY if any(one.failed for one in plans) else WHOLE
+
+    raise typer.Exit(_in_job(settings, target, Job.plan, show, full=full))
+
+
+def _show_plans(settings: Config, plans: list[PortfolioPlan]) -> None:
     limits = settings.limits
-    rows = [row for portfolio in plans for row in _plan_rows(portfolio)]
+    rows = [row for portfolio in plans if portfolio.services for row in _plan_rows(portfolio)]
     headings = ["portfolio", "enterprises", "services", "shard_by", "shards", "least requests", "least time", "from"]
-    print(table(headings, rows))
     count = processes_for(settings)
     processes = "one process" if count == 1 else f"{count} processes, and one that commits"
-    print(
-        f"\nLeast time: what {limits.requests} requests in any {limits.per_seconds:g} s let through, side by side. "
-        f'The configuration says shard_by = "{limits.shard_by}". A run would take {processes}'
-    )
+    if rows:
+        print(table(headings, rows))
+        print(
+            f"\nLeast time: what {limits.requests} requests in any {limits.per_seconds:g} s let through, side by side. "
+            f'The configuration says shard_by = "{limits.shard_by}". A run would take {processes}'
+        )
+    for portfolio in plans:
+        for error in portfolio.failed:
+            print(f"failed: {portfolio.portfolio}: {error}")
 
 
 def _plan_rows(portfolio: PortfolioPlan) -> list[list[str]]:
@@ -164,19 +179,23 @@ def _plan_rows(portfolio: PortfolioPlan) -> list[list[str]]:
 
 @app.command(short_help="Are the tokens, services and the sink usable?")
 def check(config: ConfigPath = Path("config.toml"), sink: SinkUrl = None, as_json: AsJson = False) -> None:
-    """Find out whether the tokens, the enterprises, the services and the sink are usable.
+    """Find out whether the tokens, the enterprises, the services, their orders and the sink are usable.
 
-    Writes nothing. Exits 0 if all is well, 1 if something is not.
+    Asks for what a run needs, also for one order of one service of each portfolio. Writes nothing, and takes no longer
+    than 15 seconds. Exits 0 if all is well, 1 if something is not: each with its cause, and what to do.
     """
     settings = _settings(config, sink, None, None)
     target = None if settings.sink.url is None else make_sink(settings.sink_url)
-    checks = _in_job(settings, target, Job.check)
-    if as_json:
-        _print_json(checks)
-    else:
-        for line in checks:
-            print(f"{'ok  ' if line.ok else 'FAIL'}  {line.what}: {line.message}")
-    raise typer.Exit(WHOLE if all(line.ok for line in checks) else PARTLY)
+
+    def show(checks: list[Check]) -> int:
+        if as_json:
+            _print_json(checks)
+        else:
+            for line in checks:
+                print(f"{'ok  ' if line.ok else 'FAIL'}  {line.what}: {line.message}")
+        return WHOLE if all(line.ok for line in checks) else PARTLY
+
+    raise typer.Exit(_in_job(settings, target, Job.check, show))
 
 
 @app.command(short_help="Show what the sink holds, and what is left or failed.")
@@ -369,13 +388,24 @@ def _load(config: Config, sink: Sink, *, full: bool = False, quiet: bool = False
     return _run(load)
 
 
-def _in_job(config: Config, sink: Sink | None, work: Callable[[Job], Awaitable[T]], *, full: bool = False) -> T:
-    """Do something with a job that loads nothing."""
+def _in_job(
+    config: Config,
+    sink: Sink | None,
+    work: Callable[[Job], Awaitable[T]],
+    show: Callable[[T], int],
+    *,
+    full: bool = False,
+) -> int:
+    """Do something with a job that loads nothing, and show what came of it; returns what `show` does, an exit code."""
     _log_to(Console(stderr=True), quiet=True)
 
-    async def within() -> T:
-        async with Job(config, sink=sink, full=full) as job:
-            return await work(job)
+    async def within() -> int:
+        async with Job(config, sink=sink, full=full, hurried=True) as job:
+            code = show(await work(job))
+            print(end="", flush=True)
+            # A name that is still being looked up, in a thread, cannot be called off; all is said, so nobody waits.
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, os._exit, code)
+            return code
 
     return _run(within)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
-from datetime import datetime
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -20,15 +19,14 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from fetcher.checkpoint import owners_of
 from fetcher.config import Config
 from fetcher.connector.transport import Transport
 from fetcher.crew import Crew
-from fetcher.errors import FetcherError, PlatformError, SinkError, first_error
+from fetcher.errors import FetcherError, first_error
 from fetcher.load import Encode
-from fetcher.plan import least_seconds
 from fetcher.portfolios import Portfolios, as_it_is
 from fetcher.progress import PortfolioReport, Report, Tally
+from fetcher.prospect import HURRY, Check, PortfolioPlan, Prospect
 from fetcher.sinks.base import Page, Progress, Sink
 from fetcher.writer import Delivery, Offload, SinkThread, Writer
 
@@ -67,34 +65,6 @@ class Loader(Protocol):
         ...
 
 
-class PortfolioPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run would do for a portfolio. Requests and seconds are the least: an order more, a page more."""
-
-    portfolio: str
-    enterprises: int
-    services: int
-    shards_by_enterprise: int
-    shards_by_portfolio: int
-    requests_by_enterprise: int
-    """Discovery, and one page for each shard."""
-    requests_by_portfolio: int
-    seconds_by_enterprise: float
-    """In which the budget lets that many requests through."""
-    seconds_by_portfolio: float
-    resumes_from: datetime | None
-    """The watermark; `None`: the portfolio was never loaded whole."""
-    shards_open: int
-    """Walks that were under way, and go on."""
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether one thing that a run needs is usable."""
-
-    what: str
-    ok: bool
-    message: str
-
-
 class Job:
     """One load of all portfolios. An async context manager, for one use: `run`, `pages`, `plan` or `check`.
 
@@ -107,6 +77,8 @@ class Job:
         chance: where jitter comes from.
         processes: how many load; more than one are processes of their own, which make the configured sink themselves
             to encode pages, and can `run` alone.
+        hurried: for `plan` and `check`, which nobody wants to wait for: a platform that is out of reach is given up
+            within seconds.
     """
 
     BUFFER = 16
@@ -122,6 +94,7 @@ class Job:
         offload: Offload | None = None,
         chance: random.Random | None = None,
         processes: int = 1,
+        hurried: bool = False,
     ) -> None:
         if processes < 1:
             raise ValueError("a job needs one process at least")
@@ -131,7 +104,10 @@ class Job:
         self._sink = sink
         self._full = full
         self._offload = offload
-        self._here = Portfolios(config, full=full, transport=transport, chance=chance) if processes == 1 else None
+        patience = HURRY if hurried else None
+        self._here: Portfolios | None = None
+        if processes == 1:
+            self._here = Portfolios(config, full=full, transport=transport, chance=chance, patience=patience)
         self._crew = Crew(config, processes, full=full) if processes > 1 else None
         self._exits = AsyncExitStack()
         self._group: TaskGroup | None = None
@@ -224,70 +200,17 @@ class Job:
             receive.close()
 
     async def plan(self) -> list[PortfolioPlan]:
-        """What a run would do; sends only what discovery needs.
+        """What a run would do; sends only what discovery needs. What fails at the platform is in each one's `failed`.
 
         Raises:
-            PlatformError: discovery failed.
             SinkError: the sink cannot be read.
         """
-        portfolios = self._alone()
-        records = await self._held()
-        owners = owners_of(records)
-        plans: list[PortfolioPlan] = []
-        for portfolio in self._config.portfolios:
-            checkpoint = portfolios.checkpoint(portfolio, records, owners)
-            last = checkpoint.last_run
-            load = portfolios.prospect(portfolio, checkpoint)
-            found, target = await load.plan()
-            discovery = portfolios.tallies[portfolio.name].requests
-            limits = self._config.limits
-            shards: list[int] = []
-            going_on = 0
-            for shard_by in ("enterprise", "portfolio"):
-                missing, open_walks = load.shards(found, msgspec.structs.replace(target, shard_by=shard_by))
-                going_on = len(open_walks)
-                shards.append(len(missing) + going_on)
-            requests = [discovery + count for count in shards]
-            seconds = [least_seconds(count, limits.requests, limits.per_seconds) for count in requests]
-            plans.append(
-                PortfolioPlan(
-                    portfolio=portfolio.name,
-                    enterprises=len(found.enterprises),
-                    services=len(found.services),
-                    shards_by_enterprise=shards[0],
-                    shards_by_portfolio=shards[1],
-                    requests_by_enterprise=requests[0],
-                    requests_by_portfolio=requests[1],
-                    seconds_by_enterprise=seconds[0],
-                    seconds_by_portfolio=seconds[1],
-                    resumes_from=None if last is None or self._full else last.watermark,
-                    shards_open=going_on,
-                )
-            )
-        return plans
+        prospect = Prospect(self._config, self._alone(), full=self._full)
+        return await prospect.plans(await self._held())
 
     async def check(self) -> list[Check]:
-        """Whether the sink, and every portfolio's token, enterprises and services are usable."""
-        portfolios = self._alone()
-        checks: list[Check] = []
-        if self._sink is not None:
-            try:
-                await self._of(self._offload)(self._sink.probe)
-                checks.append(Check(what=f"sink {self._sink.url}", ok=True, message="usable"))
-            except SinkError as error:
-                checks.append(Check(what=f"sink {self._sink.url}", ok=False, message=f"{error.cause}. {error.cure}"))
-        for portfolio in self._config.portfolios:
-            load = portfolios.prospect(portfolio, portfolios.checkpoint(portfolio, {}, {}))
-            what = f"portfolio {portfolio.name}"
-            try:
-                found, _ = await load.plan()
-            except PlatformError as error:
-                checks.append(Check(what=what, ok=False, message=str(error)))
-                continue
-            counts = f"{len(found.enterprises)} enterprises, {len(found.services)} services"
-            checks.append(Check(what=what, ok=bool(found.services), message=counts))
-            checks += [Check(what=what, ok=False, message=f"{id_}: {error}") for id_, error in found.refused.items()]
-        return checks
+        """Whether the sink, and every portfolio's token, enterprises, services and orders are usable; in seconds."""
+        return await Prospect(self._config, self._alone(), full=self._full).checks(self._sink)
 
     async def _held(self) -> Progress:
         """The progress that the sink holds, without opening it."""

@@ -17,6 +17,7 @@ from functools import partial
 from types import TracebackType
 
 import anyio
+import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
 from fetcher.checkpoint import Checkpoint, owners_of
@@ -35,6 +36,16 @@ from fetcher.writer import Delivery, deliver
 log = logging.getLogger("fetcher")
 
 
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the platform is waited for, by those who cannot wait as long as a run does."""
+
+    request_seconds: float
+    """At most, of each request."""
+    outage_seconds: float
+    tries: int
+    """Of each call that fails for a while."""
+
+
 class Portfolios:
     """The portfolios of a configuration, ready to be loaded. An async context manager, for one use.
 
@@ -44,6 +55,7 @@ class Portfolios:
         claims: which portfolio loads what several see; `None`: nobody else is asked.
         transport: how to reach the platform; `None`: over HTTP.
         chance: where jitter comes from.
+        patience: `None`: as configured.
     """
 
     ROOM = 8
@@ -57,11 +69,13 @@ class Portfolios:
         claims: Claims | None = None,
         transport: Transport | None = None,
         chance: random.Random | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._config = config
         self._full = full
         self._claims = claims or FirstCome()
         self._transport = transport
+        self._patience = patience
         self._chance = chance or random.Random()  # noqa: S311 jitter, no secret
         self._exits = AsyncExitStack()
         self._connectors: dict[str, Connector] = {}
@@ -133,6 +147,10 @@ class Portfolios:
         """What the records say of a portfolio."""
         return Checkpoint(portfolio.name, self._config.orders.states, records, owners)
 
+    def connector(self, portfolio: PortfolioConfig) -> Connector:
+        """What calls for a portfolio."""
+        return self._connectors[portfolio.name]
+
     def prospect(self, portfolio: PortfolioConfig, checkpoint: Checkpoint) -> PortfolioLoad:
         """A portfolio's load that is to be planned, and not run; it claims nothing."""
         return self._prepare(portfolio, checkpoint, _nowhere, as_it_is, FirstCome())
@@ -159,12 +177,12 @@ class Portfolios:
             for portfolio in self._config.portfolios
         }
         client_token = self._config.platform.client_token.resolve("platform.client_token").reveal()
-        limits = self._config.limits
+        limits, patience = self._config.limits, self._patience
         transport = self._transport
         if transport is None:
             http = HttpTransport(
                 self._config.platform.address,
-                seconds=limits.request_seconds,
+                seconds=min(limits.request_seconds, patience.request_seconds if patience else limits.request_seconds),
                 body_bytes=limits.body_mebibytes * 2**20,
                 connections=connections_for(self._config),
                 ca_file=ca_file_of(self._config.platform),
@@ -173,14 +191,16 @@ class Portfolios:
         platform = Platform(
             transport,
             opens_per_second=limits.opens_per_second,
-            outage_seconds=limits.outage_minutes * 60,
+            outage_seconds=patience.outage_seconds if patience else limits.outage_minutes * 60,
             chance=self._chance,
         )
         budgets: dict[str, RequestBudget] = {}  # by token: two portfolios may, by mistake, have the same
         for name, token in tokens.items():
             budget = budgets.get(token) or budgets.setdefault(token, self._budget(token))
             credentials = Credentials(client_token, token, self._config.platform.client)
-            self._connectors[name] = Connector(platform, credentials, budget, self._tallies[name])
+            self._connectors[name] = Connector(
+                platform, credentials, budget, self._tallies[name], tries=patience.tries if patience else None
+            )
 
     def _budget(self, token: str) -> RequestBudget:
         limits = self._config.limits

@@ -81,7 +81,7 @@ async def find_denied(ids: Sequence[str], enterprises: Mapping[str, Sequence[str
     # First those that are not under suspicion: one that is taken ends the question.
     others = [all_ids for enterprise, all_ids in enterprises.items() if enterprise not in units]
     suspects = [enterprises[enterprise] for enterprise in units]
-    if (error := await _all_denied(_spread(others + suspects, SAMPLE), probe)) is not None:
+    if (error := await _all_denied(spread(others + suspects, SAMPLE), probe)) is not None:
         return Denied(error, {}, {})
 
     async def probe_units(some: Sequence[str]) -> PlatformError | None:
@@ -91,7 +91,7 @@ async def find_denied(ids: Sequence[str], enterprises: Mapping[str, Sequence[str
     denied: dict[str, AccessDeniedError] = {}
     alone: dict[str, PlatformError] = {}
     for enterprise in refused:
-        error = await _all_denied(_spread([enterprises[enterprise]], SAMPLE), probe)
+        error = await _all_denied(spread([enterprises[enterprise]], SAMPLE), probe)
         if error is not None:
             denied[enterprise] = error
         else:
@@ -120,7 +120,7 @@ async def _all_denied(ids: Sequence[str], probe: Probe) -> AccessDeniedError | N
     return denied
 
 
-def _spread(groups: Sequence[Sequence[str]], most: int) -> list[str]:
+def spread(groups: Sequence[Sequence[str]], most: int) -> list[str]:
     """At most so many ids, of as many groups as can be, in the groups' order; of each group from all over it."""
     taken: list[str] = []
     step = max(1, len(groups) // most)

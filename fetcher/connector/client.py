@@ -114,6 +114,7 @@ class Connector:
         credentials: the token's.
         budget: the token's.
         tally: where calls are counted.
+        tries: of a call that fails for a while; `None`: `TRIES`.
     """
 
     TRIES = 7
@@ -125,8 +126,17 @@ class Connector:
     MOST_THROTTLED = 50
     """Refusals of one call in a row, each after the pause that was asked for, until it is given up."""
 
-    def __init__(self, platform: Platform, credentials: Credentials, budget: RequestBudget, tally: Tally) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        credentials: Credentials,
+        budget: RequestBudget,
+        tally: Tally,
+        *,
+        tries: int | None = None,
+    ) -> None:
         self.platform = platform
+        self.tries = tries or self.TRIES
         self.budget = budget
         self._credentials = credentials
         self._tally = tally
@@ -407,7 +417,7 @@ class _Retry:
 
     def exhausted(self, limits: Connector) -> bool:
         # A second time-out: more of the same would only weigh on a platform that struggles; the caller asks for less.
-        return self.tries >= limits.TRIES or self.throttled >= limits.MOST_THROTTLED or self.heavy >= 2
+        return self.tries >= limits.tries or self.throttled >= limits.MOST_THROTTLED or self.heavy >= 2
 
 
 _DECODING: Mapping[type[Exception], str] = {
