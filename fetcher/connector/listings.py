@@ -56,9 +56,16 @@ class ListOperation(Operation[T]):
                 msgspec.json.encode(read)  # an id that is no text could not be asked for
                 items.append(read)
             except (msgspec.ValidationError, UnicodeEncodeError) as error:
-                wrong = reason_of(str(error)) if isinstance(error, msgspec.ValidationError) else "an id is no text"
-                rejected[place] = reject(json.dumps(item).encode(), wrong)
+                rejected[place] = reject(json.dumps(item).encode(), _reason(error))
         return Listing(items, cursor, rejected)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "an id is no text"
+    if "length" in str(error):
+        return "an id is empty"
+    return reason_of(str(error)).replace("the order", "it")
 
 
 ENTERPRISES = ListOperation("enterprises/getAll", "Enterprises", Enterprise)
