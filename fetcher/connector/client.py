@@ -32,8 +32,8 @@ from aiolimiter import AsyncLimiter
 from fetcher.connector.budget import RequestBudget, Slot
 from fetcher.connector.circuit import Circuit
 from fetcher.connector.clock import PlatformClock, parse_http_date
+from fetcher.connector.listings import ENTERPRISES
 from fetcher.connector.operations import (
-    ENTERPRISES,
     EnterprisesRequest,
     Limitation,
     Listing,
@@ -299,7 +299,7 @@ class Connector:
             if error.kind == "misconfigured":  # no outage, and no other try would leave either
                 slot.unsent()
                 circuit.abandoned()
-                raise SetupError(path, error.detail, error.cure) from None
+                raise SetupError(what.path, error.detail, error.cure) from None
             if begun is None:
                 slot.unsent() if error.kind == "unsent" else slot.broken()
                 circuit.failed(light=what.light or error.kind == "unsent", probe=probe)

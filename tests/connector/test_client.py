@@ -38,6 +38,7 @@ from fetcher.progress import Tally
 from tests.virtual import run_virtually
 
 EXAMPLES = int(os.environ.get("FETCHER_EXAMPLES", "150"))
+ORDERS = OrdersOperation()
 REQUEST = EnterprisesRequest(Limitation(1000))
 ORDERS_REQUEST = OrdersRequest(Limitation(10), ["a"], Interval("2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"))
 
@@ -223,7 +224,7 @@ class Hangs:
 
 
 def orders(count: int) -> OrdersRequest:
-    return OrdersRequest(Limitation(count), ["a"], Interval("2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"))
+    return msgspec.structs.replace(ORDERS_REQUEST, limitation=Limitation(count))
 
 
 def test_a_heavy_request_that_hangs_is_too_heavy_at_once_and_one_light_request_shows_that_it_is_no_outage() -> None:
