@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import anyio
@@ -48,13 +48,15 @@ from fetcher.page_size import Learned, PageSize
 from fetcher.plan import ServiceRef, Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
 from fetcher.refused import SAMPLE, asked_twice, find_denied, find_refused
-from fetcher.sifting import sift_ids, time_key
+from fetcher.sifting import instant_of, sift_ids, time_key
 from fetcher.sinks.base import EncodedPage, Page, RejectedRow, rejected_row
 from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
 from fetcher.windows import Window, Windows, union
 from fetcher.writer import Delivery
 
 log = logging.getLogger("fetcher")
+
+_FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 Send = Callable[[Delivery], Awaitable[None]]
 Encode = Callable[[Page], EncodedPage | Page]
@@ -417,8 +419,8 @@ class PortfolioLoad:
         self._tally.phase = "loading"
         # Walks that go on reach into what the new ones read, so all remember from the earliest of them on.
         self._remembered_from = time_key(min([target.settled, *(shard.settled for shard, _ in going_on)]))
-        await self._ask_again(found, whole=whole)
         await self._walk_all(items, found)
+        await self._ask_again(found, whole=whole)
         if target.open_ended:
             await self._close(found, target)
 
@@ -466,11 +468,12 @@ class PortfolioLoad:
 
     def _recall_bad(self, found: Discovered) -> None:
         now = self._connector.platform.clock.now()
-        known = {service.id for service in found.services}
-        for service, retry_at in self._checkpoint.bad_services().items():
+        known = {service.id.lower(): service.id for service in found.services}
+        for key, retry_at in self._checkpoint.bad_services().items():
+            service = known.get(key.lower())
             if retry_at <= now:
-                self._checkpoint.mark_good(service)  # so it seems, until the platform says otherwise
-            elif service in known:
+                self._checkpoint.mark_good(key)  # so it seems, until the platform says otherwise
+            elif service is not None:
                 error = InvalidRequestError(
                     self._operation.path,
                     f"refused before, to be tried again after {utc_text(retry_at)}",
@@ -785,17 +788,25 @@ class PortfolioLoad:
     async def _ask_again(self, found: Discovered, *, whole: bool) -> None:
         """Ask for the orders that were kept aside by their ids: their windows may be done, and would not bring them.
 
-        Only if the services are the `whole` of what it loads, also for those of which nobody knows the service.
+        After the walks: what a walk is still to bring is left to it, or it would come twice. Only if the services are
+        the `whole` of what it loads, also for those of which nobody knows the service.
         """
+        if self._aside.keys() <= self._rejected_now:  # most often there are none
+            return
+        await self._flush()
         services = {service.id.lower(): service.id for service in found.services if service.id not in self._bad}
         waiting = [
             record
             for record in self._checkpoint.aside().values()
             if record.can_be_asked_for
+            and record.id.lower() not in self._rejected_now
             and (whole if record.service_id is None else record.service_id.lower() in services)
         ]
         waiting.sort(key=lambda record: (record.service_id or "", record.id))
         scope = self._scope(found)
+        covered = self._checkpoint.covered()
+        remembered = Window(instant_of(self._remembered_from), _FOR_EVER)
+        read = {service: (*covered.get(service, ()), remembered) for service in services}
         for first in range(0, len(waiting), MAX_IDS):
             part = waiting[first : first + MAX_IDS]
             named = {services[record.service_id.lower()] for record in part if record.service_id is not None}
@@ -803,8 +814,9 @@ class PortfolioLoad:
             of = sorted(named if all_named else services.values())
             came: set[str] = set()
             try:
+                asked = [record.id for record in part]
                 for start in range(0, len(of), MAX_IDS):
-                    came |= await self._ask_for(scope, of[start : start + MAX_IDS], [record.id for record in part])
+                    came |= await self._ask_for(scope, of[start : start + MAX_IDS], asked, read)
             except PlatformError as error:
                 text = f"orders that are kept aside could not be asked for again: {error}"
                 self._fail_text(text, error.request_id)
@@ -812,7 +824,9 @@ class PortfolioLoad:
             # The platform has them no longer, so there is nothing to wait for.
             await self._give_up([key for record in part if (key := record.id.lower()) not in came])
 
-    async def _ask_for(self, scope: Scope, services: Sequence[str], ids: Sequence[str]) -> set[str]:
+    async def _ask_for(
+        self, scope: Scope, services: Sequence[str], ids: Sequence[str], read: Mapping[str, Windows]
+    ) -> set[str]:
         """Orders by their ids; returns the keys of those that came, readable or not."""
         wanted = frozenset(id_.lower() for id_ in ids)
         size = PageSize(scope.page_size, scope.page_size, scope.learned)
@@ -828,10 +842,10 @@ class PortfolioLoad:
                     raise
                 continue
             listing = answer.listing
-            page = scope.page(answer, sift_ids(listing, wanted), repeats=False, filtered=False)
+            page = scope.page(answer, sift_ids(listing, wanted, read), repeats=False, filtered=False)
             before = len(came)
-            came |= {order.id.lower() for order in page.orders}
-            came |= {(order.id or "").lower() for order in page.rejected}
+            came |= {order.id.lower() for order in listing.items}
+            came |= {(order.id or "").lower() for order in listing.rejected.values()}
             del answer
             await self._deliver_page(page, _nothing)
             if listing.count < limitation.count or listing.cursor is None or len(came) == before:

@@ -9,7 +9,7 @@ An id is an id whatever its case. Orders that cannot be read are sifted by what 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -18,6 +18,7 @@ from fetcher.connector.operations import Listing
 from fetcher.connector.rejecting import reject
 from fetcher.connector.types import ProductServiceOrder, RejectedOrder, parse_utc
 from fetcher.plan import Shard
+from fetcher.windows import Windows
 
 OUTSIDE = "outside its window"
 UNASKED = "of a service that was not asked for"
@@ -52,6 +53,11 @@ def time_key(instant: datetime) -> str:
     before it.
     """
     return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def instant_of(key: str) -> datetime:
+    """The inverse of `time_key`."""
+    return datetime.strptime(key, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
 
 
 class Sieve:
@@ -119,14 +125,15 @@ class Sieve:
         return None
 
 
-def sift_ids(listing: Listing[ProductServiceOrder], keys: Set[str]) -> Sifted:
-    """The orders of a page that were asked for by their ids, whatever their service and time.
+def sift_ids(listing: Listing[ProductServiceOrder], keys: Set[str], read: Mapping[str, Windows]) -> Sifted:
+    """The orders of a page that were asked for by their ids, and that no walk is still to bring.
 
     Args:
         listing: the page.
         keys: the ids, in small letters.
+        read: by service id in small letters, the time that was read, or of which repeats can be told.
     """
-    asked = [order.id.lower() in keys for order in listing.items]
+    asked = [order.id.lower() in keys and _within(order, read) for order in listing.items]
     unreadable = [
         place for place, order in enumerate(listing.items) if asked[place] and _instant(order.updated_utc) is None
     ]
@@ -135,6 +142,13 @@ def sift_ids(listing: Listing[ProductServiceOrder], keys: Set[str]) -> Sifted:
     rejected = [order for order in listing.rejected.values() if (order.id or "").lower() in keys]
     latest = max([order.updated_utc for order in kept], default="")
     return Sifted(kept, skipped, Counter(), latest, rejected, unreadable)
+
+
+def _within(order: ProductServiceOrder, read: Mapping[str, Windows]) -> bool:
+    updated = _instant(order.updated_utc)
+    return updated is None or any(
+        window.start <= updated < window.end for window in read.get(order.service_id.lower(), ())
+    )
 
 
 def unreadable_time(raw: bytes) -> RejectedOrder:

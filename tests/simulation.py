@@ -435,7 +435,7 @@ class Story:
         if not report.failed:
             raise BrokenPromiseError("P7: incomplete, and nothing is named")
         portfolios = {failure.portfolio for failure in report.failed if not failure.services}
-        services = {service for failure in report.failed for service in failure.services}
+        services = {service.lower() for failure in report.failed for service in failure.services}
         aside = self.kept_aside()
         for id_ in self.lacking(before):
             service = self.world.service_of(id_)
