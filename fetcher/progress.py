@@ -27,7 +27,8 @@ class Tally(msgspec.Struct, kw_only=True):
 
     portfolio: str
     phase: str = "waiting"
-    """`waiting`, `discovering`, `loading`, `closing`, `done`, `failed` or `stopped`."""
+    """`waiting` (to begin, or for what another portfolio may leave to it), `discovering`, `loading`, `closing`, `done`,
+    `failed` or `stopped`."""
     note: str | None = None
     """What holds it up, if anything does: `paused 12 s by the platform`, `the platform is down since …`."""
     enterprises: int = 0

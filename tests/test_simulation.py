@@ -52,6 +52,8 @@ CONDITIONS_ALONE = [
     *("clock-skew=0.2,skew-hours=40,502=0.2,changes=2,late=4", "outage-after=10,outage-pause=600,outage-seconds=20"),
     *("retry-after=40,503=0.1,408=0.1", "retry-after=1000,500=0.02", "retry-after=3,others=1,heavy-pages=15"),
     *("unknown=1", "invalid-cursors=1,changes=1", "all=0.1,changes=1,bad-services=1,invalid-cursors=1"),
+    *("forbid-services=2", "forbid-enterprises=1", "shared=1,forbid=1", "shared=1,forbid-services=2"),
+    *("shared=1,revoke=15,changes=1,late=4", "shared=1,forbid-services=2,all=0.1,changes=1"),
 ]
 
 
