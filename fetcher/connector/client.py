@@ -298,7 +298,8 @@ class Connector:
         except TransportError as error:
             if error.kind == "misconfigured":  # no outage, and no other try would leave either
                 slot.unsent()
-                circuit.abandoned()
+                if probe:
+                    circuit.abandoned()
                 raise SetupError(what.path, error.detail, error.cure) from None
             if begun is None:
                 slot.unsent() if error.kind == "unsent" else slot.broken()
