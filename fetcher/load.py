@@ -842,7 +842,8 @@ class PortfolioLoad:
                     raise
                 continue
             listing = answer.listing
-            page = scope.page(answer, sift_ids(listing, wanted, read), repeats=False, filtered=False)
+            again = self._checkpoint.again
+            page = scope.page(answer, sift_ids(listing, wanted, read), repeats=again, filtered=False)
             before = len(came)
             came |= {order.id.lower() for order in listing.items}
             came |= {(order.id or "").lower() for order in listing.rejected.values()}

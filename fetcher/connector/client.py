@@ -296,21 +296,7 @@ class Connector:
         try:
             reply = await self.platform.transport.post(what.path, what.body, heard, room)
         except TransportError as error:
-            if error.kind == "misconfigured":  # no outage, and no other try would leave either
-                slot.unsent()
-                if probe:
-                    circuit.abandoned()
-                raise SetupError(what.path, error.detail, error.cure) from None
-            if begun is None:
-                slot.unsent() if error.kind == "unsent" else slot.broken()
-                circuit.failed(light=what.light or error.kind == "unsent", probe=probe)
-            failure = _unanswered(what.path, error)
-            # The body of a refusal is no matter, and it has to be heeded.
-            raise _AgainError(
-                failure,
-                throttled=begun is not None and begun[0] == 429,
-                heavy=error.kind == "timeout" and (begun is None or begun[0] < 400),
-            ) from None
+            raise self._no_answer(what, slot, error, None if begun is None else begun[0], probe=probe) from None
         except BaseException:  # cancelled, too: it may have left
             if begun is None:
                 slot.broken()
@@ -320,6 +306,23 @@ class Connector:
         if begun is None:  # a transport that only gives whole answers
             heard(reply.status, reply.headers)
         return _Got(reply, what.sent_at, loop.time() if begun is None else begun[2])
+
+    def _no_answer(
+        self, what: _Call, slot: Slot, error: TransportError, status: int | None, *, probe: bool
+    ) -> Exception:
+        """What to raise where there is no usable answer; `status` if one began, which settled the slot."""
+        circuit = self.platform.circuit
+        if error.kind == "misconfigured":  # no outage, and no other try would leave either
+            slot.unsent()
+            if probe:
+                circuit.abandoned()
+            return SetupError(what.path, error.detail, error.cure)
+        if status is None:
+            slot.unsent() if error.kind == "unsent" else slot.broken()
+            circuit.failed(light=what.light or error.kind == "unsent", probe=probe)
+        # The body of a refusal is no matter, and it has to be heeded.
+        heavy = error.kind == "timeout" and (status is None or status < 400)
+        return _AgainError(_unanswered(what.path, error), throttled=status == 429, heavy=heavy)
 
     def _page(self, operation: Operation[T], got: _Got, retry: _Retry) -> Answer[T]:
         reply = got.reply
