@@ -11,19 +11,27 @@ P3  after kills, the next runs complete it, and the rows are then the truth exac
     but what they say
 P4  no window of the platform ever held more than the limit: whoever is alone is never refused
 P5  nothing is sent while the platform asked to wait
+P6  no more pages are in memory than there is room for, and all of the room is given back
 P7  what is refused for good is named, and everything else is there; an order that cannot be read is kept aside, and is
     there once it can
+P8  what is called too heavy is not asked again and again
+P9  who stops or cancels a run has it end within 5 seconds
+P10 a property that is not documented stops nothing, is told, and is whole in JSONL
+P11 no token is in a report, an error, a record of progress or a log line
+P12 the tallies count what was asked, received and committed, while the run lasts
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -36,6 +44,7 @@ from fetcher.config import Config, make_config
 from fetcher.connector.transport import Heard, Reply, TransportError, brings_page
 from fetcher.errors import SinkError
 from fetcher.job import Job
+from fetcher.portfolios import Portfolios
 from fetcher.progress import Report
 from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, Size, World
 from fetcher.simulator.faults import STRIKES
@@ -52,10 +61,30 @@ T = TypeVar("T")
 BEGIN = micros(datetime(2026, 3, 31, 11, 59, 30, tzinfo=UTC)) / MICROS
 MOST_SECONDS = 24 * 3600.0
 """Virtual seconds in which a run must end, whatever goes wrong."""
+MOST_PAGES = Portfolios.ROOM
+"""In memory at once, as they came."""
+MOST_HEAVY = 2
+"""How often one request may be called too heavy in one run: a walk that starts again meets its first page again."""
+END_SECONDS = 5.0
 
 
 class BrokenPromiseError(AssertionError):
     """A seed found a bug."""
+
+
+class Body(bytes):
+    """A page as it came, which tells its transport how many of them are in memory."""
+
+    def __new__(cls, transport: VirtualTransport, body: bytes) -> Body:
+        made = super().__new__(cls, body)
+        made.transport = transport
+        transport.pages += 1
+        return made
+
+    transport: VirtualTransport
+
+    def __del__(self) -> None:
+        self.transport.pages -= 1
 
 
 class VirtualTransport:
@@ -69,6 +98,18 @@ class VirtualTransport:
         self._chance = chance
         self._seconds = seconds
         self._paused: dict[str, float] = {}
+        self._heavy: Counter[bytes] = Counter()
+        self.room: anyio.Semaphore | None = None
+        """The room for pages, once a page was asked for."""
+        self.pages = 0
+        """In memory, as they came."""
+        self.sent = 0
+
+    def start(self) -> None:
+        """Another run begins."""
+        self._heavy.clear()
+        self.room = None
+        self.sent = 0
 
     def forget(self) -> None:
         """Another process sends from now on, which does not know what the last one was told."""
@@ -83,6 +124,8 @@ class VirtualTransport:
         token = json.loads(body)["AccessToken"]
         if self._paused.get(token, 0) > self.now() + 1e-6:
             raise BrokenPromiseError("P5: a request was sent while the platform asked to wait")
+        self.sent += 1
+        self.room = room or self.room
         delay = self._latency.draw(self._chance)
         await anyio.sleep(delay / 2)
         headers = {"Content-Type": "application/json", "Prefer": "return=minimal"}
@@ -95,15 +138,30 @@ class VirtualTransport:
             if response.status >= 400 and (pause := _pause(response.headers)):
                 self._paused[token] = max(self._paused.get(token, 0), self.now() + pause)
             heard(response.status, response.headers)
+        self._weigh(path, body, response.status)
         if room is not None and brings_page(response.status):
             await anyio.sleep(self._latency.draw(self._chance) / 2)  # the body takes its time
         if response.delivery in ("lost", "reset", "truncated"):
             raise TransportError("broken", "the connection broke")
         if response.headers.get("Content-Encoding") == "gzip":
             raise TransportError("corrupt", "gzip")
-        if room is not None and brings_page(response.status):
-            await room.acquire()
-        return Reply(response.status, response.headers, response.body)
+        if room is None or not brings_page(response.status):
+            return Reply(response.status, response.headers, response.body)
+        await room.acquire()
+        return Reply(response.status, response.headers, self._page(response.body))
+
+    def _weigh(self, path: str, body: bytes, status: int) -> None:
+        self._heavy[body] += status in (408, 413)
+        if self._heavy[body] > MOST_HEAVY and path.startswith("productServiceOrders"):
+            raise BrokenPromiseError("P8: what is too heavy is asked again and again")
+
+    def _page(self, body: bytes) -> Body:
+        page = Body(self, body)
+        if self.pages > MOST_PAGES:
+            gc.collect()  # tracebacks of earlier failures hold what their frames held
+            if self.pages > MOST_PAGES:
+                raise BrokenPromiseError(f"P6: {self.pages} pages are in memory")
+        return page
 
 
 class Held(msgspec.Struct, frozen=True, order=True):
@@ -191,13 +249,16 @@ class FileSink:
     def fresh(self) -> Sink:
         """The sink as a new process would open it."""
         sink = make_sink(f"jsonl:{self.path}")
-        type(sink).batch_rows = 60
+        sink.batch_rows = 60  # type: ignore[misc] of this one alone
         return sink
 
     def versions(self) -> list[tuple[str, Held, bytes]]:
         """Every version that it holds, in the order in which they came; and what they say, unknown properties too."""
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        return [(*_held(line), version_of_line(line).content) for line in lines]
+        return [(*_held(line), version_of_line(line).content) for line in self.lines()]
+
+    def lines(self) -> list[bytes]:
+        """Every line of the file."""
+        return self.path.read_bytes().splitlines() if self.path.exists() else []
 
     def kept_aside(self) -> set[str]:
         """The keys of what is kept aside."""
@@ -259,6 +320,12 @@ class Story:
         self.keyed = KeyedSink() if chance.random() < 0.5 else None
         self.file = FileSink(folder)
         self.log: list[str] = [f"{size}", f"{self.behaviour}", f"{self.faulty}"]
+        self.said: list[str] = []
+        """What the run logged, at every level."""
+        self.new = 0
+        """Orders that the sink called new in this run."""
+        self.to_end_at: float | None = None
+        """When the run was told to end."""
 
     def config(self) -> Config:
         """The fetcher's configuration: another one for each run, of the same selection."""
@@ -320,6 +387,9 @@ class Story:
         """One run, to its end or its violent end; checks what must hold."""
         sink: Sink = self.keyed if self.keyed is not None else self.file.fresh()
         began = anyio.current_time()
+        self.transport.start()
+        self.new, self.to_end_at = 0, None
+        lines = len(self.file.lines())
         if trouble is None and self.keyed is not None:
             sink.__dict__.pop("commit", None)
         self.transport.forget()
@@ -340,7 +410,11 @@ class Story:
             raise BrokenPromiseError("a run does not end") from None
         sink.__dict__.pop("commit", None)
         took = anyio.current_time() - began
+        if self.to_end_at is not None and anyio.current_time() - self.to_end_at > END_SECONDS:
+            raise BrokenPromiseError("P9: it was told to end, and went on")
         if report is not None:
+            self.check_counts(report)
+            self.check_unknown(report, self.file.lines()[lines:], troubled=trouble is not None)
             self.log.append(f"{'complete' if report.complete else 'incomplete'} in {took:.0f} s, {report.failed}")
             if report.complete:
                 self.check_complete(before)
@@ -353,6 +427,7 @@ class Story:
         self, job: Job, sink: Sink, trouble: Callable[[Job, Sink], Awaitable[None]] | None
     ) -> Report | None:
         report: Report | None = None
+        self.watch(job, sink)
         async with anyio.create_task_group() as group:
             if trouble is not None:
                 group.start_soon(trouble, job, sink)
@@ -362,7 +437,26 @@ class Story:
             except (SinkError, KilledError) as error:
                 self.log.append(repr(error))
             group.cancel_scope.cancel()
+        self.check_secrets(job, sink, report)
         return report
+
+    def watch(self, job: Job, sink: Sink) -> None:
+        """Compare what the job tells of itself with what the sink gets, at every commit."""
+        commit = sink.commit
+
+        def watched(batch: Batch) -> Mapping[str, int]:
+            new = commit(batch)
+            self.new += sum(new.values())
+            if sum(tally.orders for tally in job.tallies) < self.new:
+                raise BrokenPromiseError("P12: the tallies have fewer orders than the sink")
+            for tally in job.tallies:
+                if tally.phase not in ("discovering", "loading", "closing", "done", "failed", "stopped"):
+                    raise BrokenPromiseError(f"P12: orders come, and it is {tally.phase}")
+                if not 0 <= tally.shards_done <= tally.shards_planned:
+                    raise BrokenPromiseError("P12: more shards are done than there are")
+            return new
+
+        sink.commit = watched  # type: ignore[method-assign]
 
     def _trouble(self) -> Callable[[Job, Sink], Awaitable[None]]:
         chance = self.chance
@@ -377,6 +471,7 @@ class Story:
                 breaking(sink, at, SinkError("memory:", "the disk is full", "Make room"), before=True)
             elif kind != "none":
                 await anyio.sleep(when)
+                self.to_end_at = anyio.current_time()
                 if kind == "stop":
                     job.stop()
                 else:
@@ -442,6 +537,38 @@ class Story:
             named = id_ in aside or service in services or self.world.owner_of(service).name in portfolios
             if not named:
                 raise BrokenPromiseError(f"P7: order {id_} is missing, and nothing that is named has it")
+
+    def check_counts(self, report: Report) -> None:
+        """P6 and P12, after a run that came to its end."""
+        room = self.transport.room
+        if room is not None and not report.interrupted and room.value != MOST_PAGES:
+            raise BrokenPromiseError(f"P6: of {MOST_PAGES} places for pages {room.value} were given back")
+        told = (report.orders, report.requests)
+        if told != (self.new, self.transport.sent):
+            raise BrokenPromiseError(f"P12: {told} orders and requests are told, of {(self.new, self.transport.sent)}")
+        if any(not one.complete for one in report.portfolios.values()) == report.complete:
+            raise BrokenPromiseError("P12: the whole is told to be other than its parts")
+
+    def check_unknown(self, report: Report, lines: list[bytes], *, troubled: bool) -> None:
+        """P10, where every order has a property that is not documented."""
+        faults = self.platform.faults
+        if not faults.condition("unknown"):
+            return
+        if not (faults.strikes or faults.conditions.keys() - {"unknown"} or troubled or report.complete):
+            raise BrokenPromiseError(f"P10: a property that is not documented spoils the run: {report.failed}")
+        for portfolio in report.portfolios.values():
+            if portfolio.orders and portfolio.unknown_properties != ["LoyaltyTier"]:
+                raise BrokenPromiseError("P10: a property that is not documented is not told, or not once")
+        if any(b'"LoyaltyTier":{"Name":"gold","Points":[1,2]}' not in line for line in lines):
+            raise BrokenPromiseError("P10: a property that is not documented is lost")
+
+    def check_secrets(self, job: Job, sink: Sink, report: Report | None) -> None:
+        """P11: whatever the run showed of itself."""
+        progress = self.keyed.progress if self.keyed is not None else sink.holdings().progress
+        shown = "\n".join([*self.log, *self.said, *progress, *progress.values(), repr(report), repr(job.tallies)])
+        for token in (self.world.client_token, *self.world.portfolios):
+            if token[:20] in shown:
+                raise BrokenPromiseError("P11: a token is shown")
 
     def check_always(self) -> None:
         """P2, P4, and that no request broke the contract."""
@@ -526,12 +653,31 @@ def simulate(seed: int, faults: Faults | None = None) -> Story:
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
         story = Story(seed, Path(folder), faults)
         try:
-            run_virtually(story.tell)
+            with _listening(story.said):
+                run_virtually(story.tell)
         except BaseException as error:
             found = _first(error)
             found.add_note(f"seed {seed}; replay with: python -m tests.simulation {seed}\n" + "\n".join(story.log))
             raise found from None
         return story
+
+
+@contextmanager
+def _listening(said: list[str]) -> Iterator[None]:
+    """Hear what this project logs, at every level, instead of anybody else."""
+    logger = logging.getLogger("fetcher")
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _first(error: BaseException) -> BaseException:

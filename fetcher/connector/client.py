@@ -165,7 +165,8 @@ class Connector:
             try:
                 return await self._try(operation, what, room, retry)
             except _AgainError as failed:
-                again = failed
+                again = failed.with_traceback(None)
+                again.__context__ = None  # either would hold the body, for which there is no room any more
             self._check_pause(what.path, again.error.status)
             if again.heavy and not what.light:
                 await self._reassure(what.path, what.sent_at)
