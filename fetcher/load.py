@@ -725,7 +725,7 @@ class PortfolioLoad:
     async def _deliver_page(self, page: Page, note: Callable[[], None]) -> None:
         """Hand a page over, for which there is room; `note` notes in the checkpoint what it stands for."""
         self._tally.pages += 1
-        self._tally.orders += len(page.orders)
+        self._tally.orders += len(page.orders) + len(page.rejected)  # a sink may hold what we cannot read
         if len(self._tally.unknown_properties) < len(self._operation.unknown):
             self._report_unknown()
         try:
