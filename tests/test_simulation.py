@@ -8,14 +8,12 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import anyio
-import msgspec
 import pytest
 
 from fetcher.checkpoint import Checkpoint
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector
 from fetcher.connector.operations import OrdersOperation
-from fetcher.connector.types import ProductServiceOrder
 from fetcher.errors import PlatformError
 from fetcher.load import PortfolioLoad
 from fetcher.page_size import PageSize
@@ -25,7 +23,7 @@ from fetcher.simulator import parse_faults
 from fetcher.simulator.faults import STRIKES
 from fetcher.sinks import Page
 from fetcher.sinks.ledger import Ledger
-from fetcher.walk import Deliver, Outcome, Walk
+from fetcher.walk import Walk
 from fetcher.writer import Writer
 from tests.simulation import BrokenPromiseError, simulate
 
@@ -65,11 +63,11 @@ def test_each_kind_of_fault_alone_and_all_together(faults: str) -> None:
 
 
 def _drop_the_last(sift: Callable[..., Sifted]) -> Callable[..., Sifted]:
-    def dropping(self: Sieve, orders: list[Any]) -> Sifted:
-        kept = sift(self, orders)
-        if not kept.kept:
+    def dropping(self: Sieve, listing: Any) -> Sifted:
+        kept = sift(self, listing)
+        if not kept.kept or kept.rejected or kept.unreadable:
             return kept
-        return Sifted(kept.kept[:-1], kept.skipped | {len(orders) - 1}, kept.oddities, kept.latest)
+        return Sifted(kept.kept[:-1], kept.skipped | {len(listing.items) - 1}, kept.oddities, kept.latest)
 
     return dropping
 
@@ -100,26 +98,16 @@ def _keep_the_pages(encode: Callable[..., Any]) -> Callable[..., Any]:
     return keeping
 
 
-def _go_on_though_cancelled(run: Callable[..., Any]) -> Callable[..., Any]:
-    async def going_on(self: Walk, deliver: Deliver) -> Outcome:
-        with anyio.CancelScope(shield=True):
-            return await run(self, deliver)
+def _linger(call: Callable[..., Any]) -> Callable[..., Any]:
+    async def lingering(self: Connector, *arguments: Any) -> Any:
+        try:
+            return await call(self, *arguments)
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(30)
+            raise
 
-    return going_on
-
-
-def _take_nothing_unknown(_decode: Callable[..., Any]) -> Callable[..., Any]:
-    strict = msgspec.defstruct(
-        "Strict", [], bases=(ProductServiceOrder,), frozen=True, kw_only=True, forbid_unknown_fields=True
-    )
-    page = msgspec.defstruct("Page", [("items", list[strict], msgspec.field(name="ProductServiceOrders"))])
-    decoder = msgspec.json.Decoder(page)
-
-    def decode(self: OrdersOperation, body: bytes) -> Any:
-        decoder.decode(body)
-        return _decode(self, body)
-
-    return decode
+    return lingering
 
 
 def _show_the_token(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,10 +161,10 @@ SABOTAGE = {
     "pages are kept": Sabotage(Walk, "_step", _keep_the_pages(Walk._step), "P6"),
     "there is room for any number of pages": Sabotage(Portfolios, "ROOM", 10**6, "P6"),
     "a failure is not told": Sabotage(PortfolioLoad, "_fail", lambda *_: None, "P7"),
-    "what is too heavy is asked again": Sabotage(PageSize, "shrink", lambda _: True, "P8"),
-    "a walk goes on though it is cancelled": Sabotage(Walk, "run", _go_on_though_cancelled(Walk.run), "P9"),
-    "a property that is not documented spoils its page": Sabotage(
-        OrdersOperation, "decode", _take_nothing_unknown(OrdersOperation.decode), "P10", "unknown=1"
+    "what is too heavy is asked again": Sabotage(PageSize, "shrink", lambda *_, **__: True, "P8"),
+    "a call goes on though it is cancelled": Sabotage(Connector, "call", _linger(Connector.call), "P9"),
+    "a property that is not documented spoils its order": Sabotage(
+        OrdersOperation, "_note_unknown", lambda *_: False, "P10", "unknown=1"
     ),
     "a property that is not documented is not told": Sabotage(
         PortfolioLoad, "_report_unknown", lambda _: None, "P10", "unknown=1"

@@ -29,6 +29,7 @@ from fetcher.errors import (
     TooHeavyError,
     UnavailableError,
 )
+from fetcher.page_size import Learned
 from fetcher.plan import Shard
 from fetcher.walk import Finished, Lineage, Outcome, Scope, Split, Step, Walk
 from fetcher.windows import Window
@@ -143,6 +144,7 @@ class Trail:
             enterprise_ids={},
             states=None,
             page_size=page_size,
+            learned=Learned(page_size),
             settled="2024-05-01T00:00:00",
             room=self.room,
         )
