@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, overload
 
 from fetcher.crew import processes_for
 from fetcher.job import Job
@@ -26,17 +26,27 @@ from fetcher.sinks import Sink, make_sink
 UNLIMITED = "1000000"
 
 
-def options(description: str) -> bool:
-    """Whether `--short` was given; prints the machine and the versions."""
+@overload
+def options(description: str) -> bool: ...
+@overload
+def options(description: str, *, against: str) -> tuple[bool, str | None]: ...
+def options(description: str, *, against: str | None = None) -> bool | tuple[bool, str | None]:
+    """Whether `--short` was given; prints the machine and the versions.
+
+    With `against`, the help of an option `--against FOLDER`, its value too.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--short", action="store_true", help="a small run, to see that it works")
-    short = bool(parser.parse_args().short)
+    if against is not None:
+        parser.add_argument("--against", metavar="FOLDER", help=against)
+    parsed = parser.parse_args()
+    short = bool(parsed.short)
     logging.getLogger("fetcher").setLevel(logging.ERROR)
     names = ("fetcher", "aiohttp", "msgspec", "anyio", "pyarrow", "duckdb")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{versions}{' (short run)' if short else ''}")
-    return short
+    return short if against is None else (short, parsed.against)
 
 
 @contextmanager
@@ -50,8 +60,8 @@ def work_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(simulator: Simulator, sink: Sink | str, **limits: object) -> tuple[Report, float]:
-    """Run the job into a sink; returns its report and how many seconds it took.
+def load(simulator: Simulator, sink: Sink | str, *, whole: bool = True, **limits: object) -> tuple[Report, float]:
+    """Run the job into a sink, which has to be `whole`; returns its report and how many seconds it took.
 
     Into a URL as its user would, in as many processes as that takes; into a sink that was made already, in this one.
     """
@@ -66,7 +76,7 @@ def load(simulator: Simulator, sink: Sink | str, **limits: object) -> tuple[Repo
     started = time.perf_counter()
     report = asyncio.run(run())
     seconds = time.perf_counter() - started
-    if not report.complete:
+    if whole and not report.complete:
         raise SystemExit(f"the run was not complete: {report.failed}")
     return report, seconds
 
