@@ -53,6 +53,10 @@ class SinkBusyError(SinkError):
     """Another process writes to this sink now."""
 
 
+class SinkAbandonedError(SinkError):
+    """The run was told to end, and the sink could not in time: nothing of what it was doing was kept."""
+
+
 class IncompleteError(FetcherError):
     """Part of the selection could not be loaded: `failed` names it, `table` is what could."""
 

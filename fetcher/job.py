@@ -22,7 +22,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from fetcher.config import Config
 from fetcher.connector.transport import Transport
 from fetcher.crew import Crew
-from fetcher.errors import FetcherError, first_error
+from fetcher.errors import FetcherError, SinkAbandonedError, first_error
 from fetcher.load import Encode
 from fetcher.portfolios import Portfolios, as_it_is
 from fetcher.progress import PortfolioReport, Report, Tally
@@ -119,7 +119,7 @@ class Job:
         try:
             await self._exits.enter_async_context(self._of(self._here or self._crew))
             if self._offload is None:
-                self._offload = self._exits.enter_context(SinkThread())
+                self._offload = self._exits.enter_context(SinkThread(self._sink and self._sink.abandon))
             self._group = await anyio.create_task_group().__aenter__()
         except BaseException:  # cancelled, too: who fails to enter is not exited
             await self._exits.aclose()
@@ -148,9 +148,13 @@ class Job:
         return self._of(self._here or self._crew)
 
     def stop(self) -> None:
-        """End the run soon, and in order: no more requests; what was received is committed. May be called twice."""
+        """End the run within seconds, and in order: no more requests; what was received is committed, unless the sink
+        does not answer. May be called twice.
+        """
         self._stopped = True
         self._loader.stop()
+        if self._sink is not None:
+            self._sink.abandon()
 
     async def run(self) -> Report:
         """Load everything into the sink.
@@ -168,6 +172,9 @@ class Job:
             await self._load_into(sink, offload, records)
             if not self._stopped:
                 await offload(sink.finish)
+        except SinkAbandonedError:
+            if not self._stopped:
+                raise
         finally:
             with anyio.CancelScope(shield=True):
                 await offload(sink.close)

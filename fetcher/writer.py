@@ -50,12 +50,19 @@ class Offload(Protocol):
     """Runs a blocking function away from the event loop, one at a time, always in the same thread."""
 
     def __call__(self, function: Callable[..., T], *arguments: object) -> Awaitable[T]:
-        """The function's result; waits for it even if the caller is cancelled meanwhile."""
+        """The function's result; waits for its end even if the caller is cancelled meanwhile."""
         ...
 
 
 class SinkThread:
-    """The thread in which a sink lives: databases' connections are bound to theirs. A context manager."""
+    """The thread in which a sink lives: databases' connections are bound to theirs. A context manager.
+
+    Args:
+        abandon: tells the sink that a caller was cancelled, and waits for the end of what the sink is doing.
+    """
+
+    def __init__(self, abandon: Callable[[], None] | None = None) -> None:
+        self._abandon = abandon
 
     def __enter__(self) -> SinkThread:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="fetcher-sink")
@@ -68,8 +75,15 @@ class SinkThread:
         """See `Offload`."""
         loop = asyncio.get_running_loop()
         result = loop.run_in_executor(self._executor, function, *arguments)
-        with anyio.CancelScope(shield=True):  # half a commit is no commit, and the thread cannot be stopped
+        try:
             await asyncio.wait([result])
+        except asyncio.CancelledError:
+            if self._abandon is not None:
+                self._abandon()
+            with anyio.CancelScope(shield=True):  # half a commit is no commit, and the thread cannot be stopped
+                await asyncio.wait([result])
+            result.exception()  # nobody else will ask
+            raise
         return result.result()
 
 

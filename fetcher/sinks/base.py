@@ -176,8 +176,9 @@ class Holdings(msgspec.Struct, frozen=True, kw_only=True):
 class Sink(ABC):
     """Somewhere to keep orders.
 
-    Every method blocks. The job calls them from one thread, one at a time, but for `encode`: that is called in the
-    event loop, beside any of them, takes about as long as decoding the page did, and must not wait for anything.
+    Every method blocks. The job calls them from one thread, one at a time, but for `encode` and `abandon`: those are
+    called in the event loop, beside any of them. `encode` takes about as long as decoding the page did, and must not
+    wait for anything.
 
     The life of a sink: `probe` any number of times, then `open`, `encode` and `commit` in turn, `close`.
     """
@@ -233,6 +234,13 @@ class Sink(ABC):
 
     def finish(self) -> None:  # noqa: B027 most sinks have nothing left to do
         """Do what is worth doing once, after the last commit of a run (merge what was staged, say)."""
+
+    def abandon(self) -> None:  # noqa: B027 most sinks wait for nothing
+        """The run is to end: wait no longer for what is away, and be done with what is under way within 4 seconds.
+
+        May be called from any thread, at any time and more than once; returns at once. What could not be done in time
+        raises `SinkAbandonedError`, then and afterwards, but for `close`.
+        """
 
     @abstractmethod
     def holdings(self) -> Holdings:

@@ -1,8 +1,14 @@
 """`postgresql://...` keeps one row for each order, the newest version, in the table `product_service_orders`.
 
-A commit is one transaction: the batch goes by COPY into a temporary table, and from there, in the order of the ids, so
-that several processes never wait for each other in a circle, into the table; progress goes with it. A connection that
-is lost is opened again and the batch is sent once more, which changes nothing if it was committed after all.
+A commit is one transaction: the batch goes by COPY into a temporary table that lives as long, and from there, in the
+order of the ids, so that several processes never wait for each other in a circle, into the table; progress goes with
+it. A user without the right to make temporary tables sends it as an array for each column instead, which takes half as
+much time again. A connection that is lost is opened again and the batch is sent once more, which changes nothing if it
+was committed after all.
+
+Of versions with the same `updated_utc` the one that the platform answered later stays: there may be several writers,
+and what one of them sends again may be older by now. A row whose `fetched_utc` lies in the future tells of a clock
+that was wrong, and yields.
 """
 
 # pyarrow ships no types, so that everything of it is unknown to the checker; what is ours is still checked.
@@ -12,197 +18,310 @@ is lost is opened again and the batch is sent once more, which changes nothing i
 from __future__ import annotations
 
 import logging
-import re
-import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import groupby
-from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
-from fetcher.errors import ConfigError, MissingExtraError, SinkError
-from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.errors import MissingExtraError, SinkError
+from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, RejectedRow, Sink
 
 try:
     import psycopg
     import pyarrow as pa
-    import pyarrow.csv as pc
+    import pyarrow.compute as pc
+    import pyarrow.csv as pcsv
     from psycopg import sql
 
-    from fetcher.sinks.database import PROGRESS, TABLE, ColumnTypes, columns, definition, difference
-    from fetcher.sinks.table import fitting, require_no_nul, require_uuids
+    from fetcher.sinks.database import (
+        CONTENT,
+        PROGRESS,
+        REJECTED,
+        REJECTED_NAMES,
+        TABLE,
+        ColumnTypes,
+        columns,
+        definition,
+        difference,
+        full_since_of,
+        gone_and_come,
+        missing_columns,
+        rejected_columns,
+        rejected_definition,
+        states_of,
+    )
+    from fetcher.sinks.postgres_address import Address, read_address
+    from fetcher.sinks.postgres_connection import PostgresConnection, Verbatim
+    from fetcher.sinks.table import ID_COLUMNS, SCHEMA, fitting, require_no_nul, require_uuids, require_years
 except ImportError as missing:
     raise MissingExtraError("postgresql:", "postgres") from missing
 
-T = TypeVar("T")
 log = logging.getLogger("fetcher")
 
 _TYPES = ColumnTypes(id="uuid", text="text", time="timestamp with time zone", flag="boolean")
 _NAMES = ", ".join(columns(_TYPES))
-_CSV = pc.WriteOptions(include_header=False, quoting_style="all_valid")
+_CSV = pcsv.WriteOptions(include_header=False, quoting_style="all_valid")
 """Every value is quoted and no null is, so that COPY tells an empty text from none."""
-_CONNECT_SECONDS = 15
+_COPIED = f"SELECT {_NAMES}, ctid AS place FROM pg_temp.fetcher_incoming"  # in the order in which they came
+_ARRAYS = ", ".join(f"%s::{type_}[]" for type_ in columns(_TYPES).values())
+_SENT = f"SELECT * FROM unnest({_ARRAYS}) WITH ORDINALITY AS given ({_NAMES}, place)"
+_QUOTE, _NOTHING = pa.scalar('"', pa.large_string()), pa.scalar("", pa.large_string())
+_DIFFERS = f"({', '.join(f't.{n}' for n in CONTENT)}) IS DISTINCT FROM ({', '.join(f'excluded.{n}' for n in CONTENT)})"
+_UPDATES = ", ".join(f"{name} = excluded.{name}" for name in columns(_TYPES) if name != "id")
 
 
 class PostgresSink(Sink):
     """Merges batches into a table of a PostgreSQL database.
 
     Args:
-        url: as shown, without any password.
-        conninfo: as libpq takes it.
-        schema: where the tables are.
+        address: where the database is, and the schema of the tables.
     """
 
     batch_rows = 50_000
 
-    RETRY_SECONDS = 120.0
-    """How long a database that is gone is waited for: a restart takes seconds, a failover a minute."""
     LOCK_KEY = 0x66657463686572  # "fetcher", for the advisory lock under which tables are made
 
-    def __init__(self, url: str, conninfo: str, schema: str) -> None:
-        super().__init__(url)
-        self._conninfo = conninfo
-        self._schema = schema
-        self._db: psycopg.Connection | None = None
+    def __init__(self, address: Address) -> None:
+        super().__init__(address.shown)
+        self._schema = address.schema
+        self._database = PostgresConnection(address)
+        self._copies = False  # whether the user may make temporary tables: COPY needs one
 
     def probe(self) -> None:
-        """See `Sink.probe`."""
-        with self._translated(), self._connect() as db:
-            self._check_table(db)
-            self._check_rights(db)
+        """See `Sink.probe`: does all that a run would do, in a transaction that is rolled back."""
+        try:
+            self._database.transact(self._try, undo=True)
+        finally:
+            self._database.close()
 
     def open(self) -> Progress:
         """See `Sink.open`."""
-        with self._translated():
-            self._db = self._connect()
-            self._check_table(self._db)
-            with self._db.transaction():
-                # `IF NOT EXISTS` alone fails where two processes create at the same time.
-                self._db.execute("SELECT pg_advisory_xact_lock(%s)", (self.LOCK_KEY,))
-                if not self._table_columns(self._db):
-                    self._create(self._db)
-                self._db.execute(
-                    self._sql("CREATE TABLE IF NOT EXISTS {progress} (name text PRIMARY KEY, record text NOT NULL)")
-                )
-            self._prepare(self._db)
-            return self._progress(self._db)
+
+        def prepare(db: psycopg.Connection) -> Progress:
+            self._check_server(db)
+            self._make_tables(db)
+            return self._progress(db)
+
+        return self._database.transact(prepare)
 
     def encode(self, page: Page) -> EncodedPage:
         """The page as CSV, which the server reads nearly as fast as its binary format, and Arrow writes ten times."""
-        batch, rejected = fitting(page, require_uuids, require_no_nul)
-        out = pa.BufferOutputStream()
-        pc.write_csv(batch, out, _CSV)
-        text = out.getvalue()
+        batch, rejected = fitting(page, require_uuids, require_no_nul, require_years)
+        text = _csv(batch)
         return EncodedPage.of(page, rows=batch.num_rows, size=text.size, payload=text, rejected=rejected)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
-        with self._translated():
-            return self._retried(lambda db: self._merge(db, batch))
+        return self._database.transact(lambda db: self._commit(db, batch), patient=True)
+
+    def abandon(self) -> None:
+        """See `Sink.abandon`."""
+        self._database.abandon()
 
     def holdings(self) -> Holdings:
         """See `Sink.holdings`."""
-        with self._translated(), self._connect() as db:
-            if not self._table_columns(db):
+
+        def look(db: psycopg.Connection) -> Holdings:
+            if not self._columns_of(db, TABLE):
                 return Holdings(rows={}, newest={}, progress={})
-            query = self._sql("SELECT portfolio, count(*), max(updated_utc) FROM {table} GROUP BY portfolio")
-            held: list[tuple[str, int, Any]] = db.execute(query).fetchall()
+            # As text of our own: how times are written is up to the role, the database and the server.
+            newest = "to_char(max(updated_utc) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US+00:00')"
+            query = self._sql(f"SELECT portfolio, count(*), {newest} FROM {{table}} GROUP BY portfolio")
+            held: list[tuple[str, int, str]] = db.execute(query).fetchall()
             return Holdings(
                 rows={portfolio: rows for portfolio, rows, _ in held},
-                newest={portfolio: newest for portfolio, _, newest in held},
+                newest={portfolio: datetime.fromisoformat(newest) for portfolio, _, newest in held},
                 progress=self._progress(db),
             )
 
+        try:
+            return self._database.transact(look)
+        finally:
+            self._database.close()
+
     def close(self) -> None:
         """See `Sink.close`."""
-        db, self._db = self._db, None
-        if db is not None:
-            with suppress(psycopg.Error):
-                db.close()
+        self._database.close()
 
-    def _merge(self, db: psycopg.Connection, batch: Batch) -> dict[str, int]:
-        new: dict[str, int] = {}
-        with db.transaction(), db.cursor() as cursor:
-            if any(page.rows for page in batch.pages):
-                with cursor.copy(
-                    self._sql(f"COPY pg_temp.fetcher_incoming ({_NAMES}) FROM STDIN (FORMAT csv)")
-                ) as copy:
-                    for page in batch.pages:
-                        copy.write(memoryview(page.payload))
-                cursor.execute(self._upsert())
-                new = dict(cursor.fetchall())
-            # In one order, all through, so that several processes never wait for each other in a circle.
-            for gone, records in groupby(sorted(batch.progress.items()), lambda item: item[1] is None):
-                if gone:
-                    names = [(name,) for name, _ in records]
-                    cursor.executemany(self._sql("DELETE FROM {progress} WHERE name = %s"), names)
-                else:
-                    cursor.executemany(self._upsert_record(), list(records))
+    def _commit(self, db: psycopg.Connection, batch: Batch) -> dict[str, int]:
+        new = self._merge(db, batch) if any(page.rows for page in batch.pages) else {}
+        self._set_aside(db, batch)
+        self._record(db, batch.progress)
         return new
 
-    def _upsert(self) -> sql.Composed:
-        """From the temporary table into the table, the newest version first; counts by portfolio what was new."""
-        updates = ", ".join(f"{name} = excluded.{name}" for name in columns(_TYPES) if name != "id")
-        return self._sql(
-            f"WITH merged AS (INSERT INTO {{table}} AS t ({_NAMES}) "
-            f"SELECT DISTINCT ON (id) {_NAMES} FROM pg_temp.fetcher_incoming ORDER BY id, updated_utc DESC "
-            f"ON CONFLICT (id) DO UPDATE SET {updates} WHERE t.updated_utc < excluded.updated_utc "
+    def _merge(self, db: psycopg.Connection, batch: Batch) -> dict[str, int]:
+        """Bring a batch's rows into the table; returns by portfolio how many were new or newer."""
+        states, since = states_of(batch), full_since_of(batch)
+        texts = [page.payload for page in batch.pages if page.rows]
+        parameters: list[object] = []
+        if self._copies:
+            self._copy(db, texts)
+        else:
+            parameters += [Verbatim(b"{" + elements + b"}") for elements in _elements_of(texts)]
+        wanted = "true"
+        if states is not None:
+            # Whether an order came into its state within the batch or before it makes no difference.
+            wanted = (
+                "state = ANY(%s) OR EXISTS (SELECT FROM {table} t WHERE t.id = i.id) "
+                "OR id IN (SELECT id FROM incoming WHERE state = ANY(%s))"
+            )
+            parameters += [list(states)] * 2
+        gone_back = "false"
+        if since is not None:
+            gone_back = f"t.fetched_utc < %s AND {_DIFFERS}"
+            parameters.append(since)
+        query = (
+            f"WITH incoming AS ({_COPIED if self._copies else _SENT}), "
+            f"merged AS (INSERT INTO {{table}} AS t ({_NAMES}) "
+            f"SELECT DISTINCT ON (id) {_NAMES} FROM incoming i WHERE {wanted} "
+            "ORDER BY id, updated_utc DESC, place DESC "
+            f"ON CONFLICT (id) DO UPDATE SET {_UPDATES} WHERE t.updated_utc < excluded.updated_utc "
+            f"OR t.updated_utc = excluded.updated_utc AND {_DIFFERS} AND "
+            "(t.fetched_utc <= excluded.fetched_utc OR t.fetched_utc > now() + interval '10 minutes') "
+            f"OR {gone_back} "
             "RETURNING portfolio) SELECT portfolio, count(*) FROM merged GROUP BY portfolio"
         )
+        return dict(db.execute(self._sql(query), parameters).fetchall())
 
-    def _upsert_record(self) -> sql.Composed:
-        conflict = "ON CONFLICT (name) DO UPDATE SET record = excluded.record"
-        return self._sql(f"INSERT INTO {{progress}} VALUES (%s, %s) {conflict}")
+    def _copy(self, db: psycopg.Connection, texts: Sequence[pa.Buffer]) -> None:
+        # Two in one transaction are those of a trial.
+        db.execute("DROP TABLE IF EXISTS pg_temp.fetcher_incoming")
+        db.execute(self._sql(f"CREATE TEMP TABLE fetcher_incoming ({definition(_TYPES)}) ON COMMIT DROP"))
+        copying = self._sql(f"COPY pg_temp.fetcher_incoming ({_NAMES}) FROM STDIN (FORMAT csv)")
+        with db.cursor() as cursor, cursor.copy(copying) as copy:
+            for text in texts:
+                copy.write(memoryview(text))
 
-    def _retried(self, work: Callable[[psycopg.Connection], T]) -> T:
-        """Do it, on a new connection if the old one is lost; again if another process was in the way."""
-        deadline = time.monotonic() + self.RETRY_SECONDS
-        pause = 0.25
-        while True:
-            try:
-                if self._db is None:
-                    self._db = self._connect()
-                    self._prepare(self._db)
-                return work(self._db)
-            except (psycopg.OperationalError, psycopg.errors.SerializationFailure) as error:
-                if not _may_pass(error) or time.monotonic() + pause > deadline:
-                    raise
-                log.warning("the database is away or in the way (%s); trying again", type(error).__name__)
-                self.close()
-                time.sleep(pause)  # in the sink's own thread
-                pause = min(5.0, pause * 2)
-
-    def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(
-            self._conninfo,
-            autocommit=True,
-            connect_timeout=_CONNECT_SECONDS,
-            application_name="fetcher",
-            options="-c timezone=UTC -c client_min_messages=warning",
-        )
-
-    def _prepare(self, db: psycopg.Connection) -> None:
-        defined = definition(_TYPES)
-        db.execute(self._sql(f"CREATE TEMP TABLE IF NOT EXISTS fetcher_incoming ({defined}) ON COMMIT DELETE ROWS"))
-
-    def _create(self, db: psycopg.Connection) -> None:
-        if not db.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self._schema,)).fetchone():
-            db.execute(self._sql("CREATE SCHEMA {schema}"))
-        db.execute(self._sql(f"CREATE TABLE {{table}} ({definition(_TYPES)}, PRIMARY KEY (id))"))
-
-    def _table_columns(self, db: psycopg.Connection) -> dict[str, str]:
-        return dict(
-            db.execute(
-                "SELECT column_name, data_type FROM information_schema.columns "
-                "WHERE table_schema = %s AND table_name = %s",
-                (self._schema, TABLE),
-            ).fetchall()
-        )
-
-    def _check_table(self, db: psycopg.Connection) -> None:
-        found = self._table_columns(db)
-        if not found:
+    def _set_aside(self, db: psycopg.Connection, batch: Batch) -> None:
+        """Bring the table of what is kept aside up to date."""
+        gone, rows = gone_and_come(batch)
+        if not gone:
             return
+        portfolios, keys = zip(*gone, strict=True)
+        try:
+            db.execute(
+                self._sql(
+                    "DELETE FROM {rejected} WHERE (portfolio, lower(id)) IN "
+                    "(SELECT * FROM unnest(%s::text[], %s::text[]))"
+                ),
+                (list(portfolios), list(keys)),
+            )
+            if rows:
+                arrays = ", ".join(f"%s::{type_}[]" for type_ in rejected_columns(_TYPES).values())
+                names = ", ".join(REJECTED_NAMES)
+                db.execute(
+                    self._sql(f"INSERT INTO {{rejected}} ({names}) SELECT * FROM unnest({arrays})"),
+                    [list(values) for values in zip(*rows, strict=True)],
+                )
+        except psycopg.errors.UndefinedTable:
+            raise self._may_not(f"keep orders aside: there is no table {REJECTED}", self._rejected_table()) from None
+
+    def _record(self, db: psycopg.Connection, progress: Mapping[str, str | None]) -> None:
+        """Write the records that changed, in the order of their names: see the module's first lines."""
+        gone = [name for name, record in progress.items() if record is None]
+        if gone:
+            db.execute(
+                self._sql(
+                    "DELETE FROM {progress} AS t USING (SELECT name FROM {progress} WHERE name = ANY(%s) "
+                    "ORDER BY name FOR UPDATE) AS gone WHERE t.name = gone.name"
+                ),
+                (gone,),
+            )
+        kept = {name: record for name, record in progress.items() if record is not None}
+        if kept:
+            db.execute(
+                self._sql(
+                    "INSERT INTO {progress} (name, record) SELECT name, record "
+                    "FROM unnest(%s::text[], %s::text[]) AS given (name, record) ORDER BY name "
+                    "ON CONFLICT (name) DO UPDATE SET record = excluded.record"
+                ),
+                (list(kept), list(kept.values())),
+            )
+
+    def _try(self, db: psycopg.Connection) -> None:
+        """Whatever a run does; the caller rolls it back."""
+        db.execute("SELECT set_config('lock_timeout', '5s', true)")
+        self._check_server(db)
+        self._make_tables(db, all_of_them=True)
+        now = datetime.now(UTC)
+        order_id = str(uuid4())
+        row = RejectedRow(
+            id=order_id, portfolio="check", enterprise_id=None, reason="check", raw="{}", rejected_utc=now
+        )
+        rejected = EncodedPage(portfolio="check", rows=0, size=0, payload=None, rejected=[row])
+        # The second time the row is there already, and changes.
+        for page in (_trial(order_id, now), _trial(order_id, now + timedelta(seconds=1))):
+            self._commit(db, Batch(pages=[page, rejected], progress={f"check/{order_id}": "{}"}))
+        self._commit(db, Batch(pages=[], progress={f"check/{order_id}": None}))
+
+    def _check_server(self, db: psycopg.Connection) -> None:
+        """Make sure that the database can hold any text, and takes any.
+
+        Raises:
+            SinkError: it cannot, or does not.
+        """
+        query = (
+            "SELECT current_setting('server_encoding'), current_setting('transaction_read_only'), "
+            "has_database_privilege(current_database(), 'TEMP')"
+        )
+        encoding, read_only, self._copies = db.execute(query).fetchall()[0]
+        if encoding != "UTF8":
+            # Told before anything is written: which letters such a database lacks would be found out order by order.
+            cause = f"its database is in the encoding {encoding}, which cannot hold every text"
+            cure = "Name a database that was made with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+            raise SinkError(self.url, cause, cure)
+        if read_only == "on":
+            raise psycopg.errors.ReadOnlySqlTransaction("its transactions are read-only")
+
+    def _make_tables(self, db: psycopg.Connection, *, all_of_them: bool = False) -> None:
+        """Make the tables and columns that are not there; finds fault with a table that is somebody else's.
+
+        Without the right to make the table of what is kept aside, an older layout goes on until an order has to be
+        kept there, unless `all_of_them` are asked for.
+        """
+        # `IF NOT EXISTS` alone fails where two processes create at the same time.
+        db.execute("SELECT pg_advisory_xact_lock(%s)", (self.LOCK_KEY,))
+        found = self._columns_of(db, TABLE)
+        if found:
+            self._check_table(db, found)
+            for name, type_ in missing_columns(found, _TYPES).items():
+                add = self._sql(f"ALTER TABLE {{table}} ADD COLUMN {name} {type_}")
+                self._make(db, f"add the column {name}", add)
+        else:
+            if not db.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self._schema,)).fetchone():
+                self._make(db, f"create the schema {self._schema}", self._sql("CREATE SCHEMA {schema}"))
+            table = self._sql(f"CREATE TABLE {{table}} ({definition(_TYPES)}, PRIMARY KEY (id))")
+            self._make(db, f"create the table {TABLE}", table)
+        if not self._columns_of(db, PROGRESS):
+            progress = self._sql("CREATE TABLE {progress} (name text PRIMARY KEY, record text NOT NULL)")
+            self._make(db, f"create the table {PROGRESS}", progress)
+        if not self._columns_of(db, REJECTED):
+            try:
+                self._make(db, f"create the table {REJECTED}", self._rejected_table())
+            except SinkError as error:
+                if all_of_them:
+                    raise
+                log.warning("%s. Until then a run ends where an order cannot be kept with the others", error)
+
+    def _make(self, db: psycopg.Connection, what: str, statement: sql.Composed) -> None:
+        try:
+            with db.transaction():
+                db.execute(statement)
+        except psycopg.errors.InsufficientPrivilege:
+            raise self._may_not(what, statement) from None
+
+    def _may_not(self, what: str, statement: sql.Composed) -> SinkError:
+        cure = (
+            f"Grant it CREATE on the schema {self._schema} and, where it is there already, what the table's owner may, "
+            f"or have the owner run: {statement.as_string(None)}; and grant it SELECT, INSERT, UPDATE, DELETE there"
+        )
+        return SinkError(self.url, f"its user may not {what}", cure)
+
+    def _rejected_table(self) -> sql.Composed:
+        # It has no key, and a publication of all tables wants to know which rows go.
+        replica = "ALTER TABLE {rejected} REPLICA IDENTITY FULL"
+        return self._sql(f"CREATE TABLE {{rejected}} ({rejected_definition(_TYPES)}); {replica}")
+
+    def _check_table(self, db: psycopg.Connection, found: Mapping[str, str]) -> None:
         how = difference(found, _TYPES)
         if how is None and not self._is_keyed(db):
             how = f"its table {TABLE} has no primary key (id)"
@@ -210,95 +329,72 @@ class PostgresSink(Sink):
             cure = f"Rename that table, or name another schema with ?schema=... (this one is {self._schema})"
             raise SinkError(self.url, how, cure)
 
+    def _columns_of(self, db: psycopg.Connection, table: str) -> dict[str, str]:
+        """Each column's type; empty if there is no such table. Also of tables that the user may not read."""
+        query = (
+            "SELECT a.attname::text, format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, NULL) "
+            "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid "
+            "JOIN pg_type t ON t.oid = a.atttypid "
+            "WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped"
+        )
+        return dict(db.execute(query, (self._schema, table)).fetchall())
+
     def _is_keyed(self, db: psycopg.Connection) -> bool:
         query = (
-            "SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_attribute a "
-            "ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) "
-            "WHERE i.indrelid = to_regclass(%s) AND i.indisunique GROUP BY i.indexrelid"
+            "SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) "
+            "WHERE n.nspname = %s AND c.relname = %s AND i.indisunique GROUP BY i.indexrelid"
         )
-        name = sql.Identifier(self._schema, TABLE).as_string(db)
-        return ["id"] in [names for (names,) in db.execute(query, (name,)).fetchall()]
-
-    def _check_rights(self, db: psycopg.Connection) -> None:
-        """Find out whether what is missing could be made, without making it."""
-        if self._table_columns(db):
-            return
-        exists = db.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (self._schema,)).fetchone()
-        query = (
-            "SELECT has_schema_privilege(%s, 'CREATE')"
-            if exists
-            else "SELECT has_database_privilege(current_database(), 'CREATE') WHERE %s <> ''"
-        )
-        row = db.execute(query, (self._schema,)).fetchone()
-        if row is None or not row[0]:
-            what = "tables in" if exists else "the schema"
-            cause = f"its user may not create {what} {self._schema}"
-            raise SinkError(self.url, cause, "Grant it the right, or name another schema with ?schema=...")
+        return ["id"] in [names for (names,) in db.execute(query, (self._schema, TABLE)).fetchall()]
 
     def _progress(self, db: psycopg.Connection) -> Progress:
-        exists = db.execute(
-            "SELECT 1 FROM information_schema.tables WHERE table_schema = %s AND table_name = %s",
-            (self._schema, PROGRESS),
-        ).fetchone()
-        return dict(db.execute(self._sql("SELECT name, record FROM {progress}")).fetchall()) if exists else {}
+        if not self._columns_of(db, PROGRESS):
+            return {}
+        return dict(db.execute(self._sql("SELECT name, record FROM {progress}")).fetchall())
 
     def _sql(self, text: str) -> sql.Composed:
         return sql.SQL(text).format(  # pyright: ignore[reportArgumentType] every text is one of this module's
             table=sql.Identifier(self._schema, TABLE),
             progress=sql.Identifier(self._schema, PROGRESS),
+            rejected=sql.Identifier(self._schema, REJECTED),
             schema=sql.Identifier(self._schema),
         )
 
-    @contextmanager
-    def _translated(self) -> Generator[None]:
-        """Turn what goes wrong in the database into `SinkError`; its messages never repeat a password."""
-        try:
-            yield
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise SinkError(self.url, _said(error), "Grant its user the right, or name another user") from None
-        except psycopg.errors.DiskFull as error:
-            cure = "Make room; what was committed is safe, and the next run goes on from it"
-            raise SinkError(self.url, _said(error), cure) from None
-        except psycopg.OperationalError as error:
-            cure = "Check host, port, user, password (PGPASSWORD or .pgpass) and that the server runs"
-            raise SinkError(self.url, _said(error), cure) from None
-        except psycopg.Error as error:
-            cure = "Mend that; what was committed is safe, and the next run goes on from it"
-            raise SinkError(self.url, f"PostgreSQL says: {_said(error)}", cure) from None
-
 
 def make(url: str) -> Sink:
-    """The sink for `postgresql://user:password@host:port/database?schema=name`."""
-    cure = 'Write it like "postgresql://user@host:5432/database?schema=public"'
-    try:
-        parts = urlsplit(url)
-        host, port, user = parts.hostname or "", parts.port, parts.username
-    except ValueError:
-        raise ConfigError("sink.url", "it is no address of a database", cure) from None
-    if parts.fragment or not url.partition(":")[2].startswith("//"):
-        raise ConfigError("sink.url", "it is no address of a database", cure)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    schema = options.pop("schema", "public")
-    if not re.fullmatch(r"[^\x00]{1,63}", schema):
-        raise ConfigError("sink.url", "its schema is no name", cure)
-    query = urlencode(options)
-    conninfo = urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
-    try:
-        psycopg.conninfo.conninfo_to_dict(conninfo)
-    except psycopg.Error:
-        raise ConfigError("sink.url", "it has an option that PostgreSQL does not know", cure) from None
-    where = f"{user + '@' if user else ''}{host}{f':{port}' if port else ''}{parts.path}"
-    shown = f"postgresql://{where}" + (f"?schema={schema}" if schema != "public" else "")
-    return PostgresSink(shown, conninfo, schema)
+    """The sink for `postgresql://user:password@host:port/database?schema=name`, or whatever else libpq takes."""
+    return PostgresSink(read_address(url))
 
 
-def _may_pass(error: psycopg.Error) -> bool:
-    """Whether another try may help: a lost connection, a server that starts, a deadlock; not a full disk."""
-    state = error.sqlstate
-    return state is None or state[:2] in ("08", "57", "40")
+def _csv(batch: pa.RecordBatch) -> pa.Buffer:
+    out = pa.BufferOutputStream()
+    pcsv.write_csv(batch, out, _CSV)
+    return out.getvalue()
 
 
-def _said(error: psycopg.Error) -> str:
-    """The server's or libpq's message, on one line."""
-    message = error.diag.message_primary or str(error)
-    return " ".join(message.split())[:300].rstrip(".?") or type(error).__name__
+def _elements_of(texts: Sequence[pa.Buffer]) -> Iterator[bytes]:
+    """What pages of CSV hold, column by column, as the elements of an array."""
+    table = pcsv.read_csv(
+        pa.BufferReader(b"".join(memoryview(text) for text in texts)),
+        pcsv.ReadOptions(column_names=SCHEMA.names),
+        pcsv.ParseOptions(newlines_in_values=True),
+        pcsv.ConvertOptions(
+            column_types=dict.fromkeys(SCHEMA.names, pa.large_string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    for column in table.columns:
+        text = pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), '"', '\\"')
+        quoted = pc.fill_null(pc.binary_join_element_wise(_QUOTE, text, _QUOTE, _NOTHING), "NULL")
+        yield ",".join(quoted.to_pylist()).encode()
+
+
+def _trial(order_id: str, updated: datetime) -> EncodedPage:
+    """A page of one order that never was."""
+    values = {pa.string(): "check", pa.bool_(): False}
+    row = {field.name: order_id if field.name in ID_COLUMNS else values.get(field.type, updated) for field in SCHEMA}
+    text = _csv(pa.RecordBatch.from_pylist([row], SCHEMA))
+    return EncodedPage(portfolio="check", rows=1, size=text.size, payload=text)

@@ -95,6 +95,8 @@ def _columns_from(data: memoryview) -> Columns:
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LONGEST_TIME = len("2023-01-31T23:59:59.123456Z")
+_YEAR_1 = -62_135_596_800_000_000
+"""Microseconds from 1970 back to the year 1, before which Python, and PostgreSQL as it is written here, know none."""
 _PAGE = 1000
 _ID_LENGTH = 36
 # Where each id begins in the joined text of a page: always the same, and slower to make than the text.
@@ -222,6 +224,20 @@ def require_no_nul(batch: pa.RecordBatch) -> None:
                 if value is not None and "\x00" in value:
                     label = field.name.title().replace("_", "")
                     raise DataError(order_id, label, "text that a database can store", "text with the character NUL")
+
+
+def require_years(batch: pa.RecordBatch) -> None:
+    """Make sure that every time of a batch is in a year that every reader of a database knows: 1 to 9999.
+
+    Raises:
+        DataError: one is not. Names order and property.
+    """
+    for name in ("created_utc", "updated_utc", "cancelled_utc"):
+        earliest = pc.min(batch[name]).value  # Arrow reads no year of five digits, but the year 0
+        if earliest is not None and earliest < _YEAR_1:
+            for order_id, value in zip(batch["id"].to_pylist(), batch[name].cast(pa.int64()).to_pylist(), strict=True):
+                if value is not None and value < _YEAR_1:
+                    raise DataError(order_id, name.title().replace("_", ""), "a time from the year 1 on", "an earlier")
 
 
 def _all_uuids(column: pa.Array) -> bool:
