@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 
 def binaries() -> Path | None:
@@ -37,12 +40,46 @@ class Server:
                 shutil.copytree(part, folder / part.name, symlinks=True)
             bin_folder = folder / bin_folder.relative_to(package.parent)
         self._bin = bin_folder
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def url(self) -> str:
         """Its address, as the sink takes it."""
-        return f"postgresql://tester:not-secret@127.0.0.1:{self.port}/postgres"
+        return self.address()
+
+    def address(self, *, user: str = "tester", database: str = "postgres") -> str:
+        """The address of one of its databases, for one of its users: all have the same password."""
+        return f"postgresql://{user}:not-secret@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, *statements: str, database: str = "postgres") -> list[Any]:
+        """What its administrator does, one statement after the other; the rows of the last."""
+        with psycopg.connect(self.address(database=database), autocommit=True) as db:
+            found = [db.execute(statement) for statement in statements][-1]  # type: ignore[arg-type]
+            return found.fetchall() if found.description is not None else []
+
+    @contextmanager
+    def role(self, name: str, *settings: str) -> Iterator[str]:
+        """A user with nobody's rights, and with settings of its own (`SET x TO y`)."""
+        self.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'not-secret'", *(f"ALTER ROLE {name} {s}" for s in settings))
+        try:
+            yield self.address(user=name)
+        finally:
+            self.execute(f"DROP OWNED BY {name} CASCADE", f"DROP ROLE {name}")
+
+    @contextmanager
+    def database(self, name: str, encoding: str) -> Iterator[str]:
+        """A database whose texts are kept in an encoding of its own."""
+        self.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+        try:
+            yield self.address(database=name)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def trust(self, user: str) -> None:
+        """Let a user in without a password."""
+        file = self._data / "pg_hba.conf"
+        file.write_text(f"host all {user} 127.0.0.1/32 trust\n{file.read_text()}")
+        self.execute("SELECT pg_reload_conf()")
 
     def create(self) -> None:
         """Make the cluster."""
@@ -114,7 +151,7 @@ def _user() -> pwd.struct_passwd | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

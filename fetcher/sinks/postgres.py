@@ -101,7 +101,11 @@ class PostgresSink(Sink):
             self._make_tables(db)
             return self._progress(db)
 
-        return self._database.transact(prepare)
+        try:
+            return self._database.transact(prepare)
+        except BaseException:
+            self.close()
+            raise
 
     def encode(self, page: Page) -> EncodedPage:
         """The page as CSV, which the server reads nearly as fast as its binary format, and Arrow writes ten times."""

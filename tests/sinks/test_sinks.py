@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from fetcher.errors import ConfigError, DataError, SinkError
+from fetcher.errors import ConfigError, SinkError
 from fetcher.sinks import Batch, EncodedPage, Page, Sink, make_sink
 from fetcher.sinks.jsonl import StdoutSink
 from tests.orders import order, page
@@ -356,31 +356,6 @@ def test_a_table_that_differs_is_told_how(kind: str, tmp_path: Path, request: py
             db.execute(statement.format(f"{schema}."))
     with pytest.raises(SinkError, match="has no column service_id"):
         case.sink().probe()
-
-
-@pytest.mark.parametrize("kind", ["duckdb", "postgresql"])
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"ServiceId": "x" * 36}, "ServiceId"),
-        ({"BookerId": "no id"}, "BookerId"),
-        ({"CreatedUtc": "soon"}, "CreatedUtc"),
-    ],
-)
-def test_what_a_column_cannot_hold_is_told_before_it_is_written(
-    kind: str, changes: dict[str, Any], named: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    case = Case(kind, tmp_path, lambda: request.getfixturevalue("schema_url"))
-    bad = order(3, "2023-01-01T00:00:00Z", **changes)
-    with pytest.raises(DataError, match=named) as caught:
-        case.sink().encode(page([*OLD, bad]))
-    assert caught.value.order == bad["Id"]
-    assert str(next(iter(changes.values()))) not in str(caught.value)
-
-
-def test_a_nul_is_told_by_the_database_that_cannot_hold_it(schema_url: str) -> None:
-    with pytest.raises(DataError, match="OriginDetails"):
-        make_sink(schema_url).encode(page([order(1, "2023-01-01T00:00:00Z", OriginDetails="a\0b")]))
 
 
 def test_jsonl_lines_are_the_bytes_that_came(tmp_path: Path) -> None:
