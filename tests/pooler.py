@@ -30,6 +30,7 @@ class Pooler:
     def serve(self, client: socket.socket) -> None:
         """Talk to one client until it leaves."""
         with client, suppress(OSError):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             startup = _startup(client)
             names = startup[8:].split(b"\0")[::2]
             unknown = [name.decode() for name in names if name and name.decode() not in KNOWN]
@@ -60,6 +61,7 @@ class Pooler:
         """A new session, and what the server said until it was ready."""
         self.sessions += 1
         server = socket.create_connection(("127.0.0.1", self._server_port))
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.sendall(startup)
         said = b""
         while not said or message[:1] != b"Z":

@@ -31,7 +31,8 @@ class Server:
     """A server that runs until its context ends; may be stopped and started again."""
 
     def __init__(self, folder: Path, bin_folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
+        """Where its socket is."""
         self._user = _user()
         if self._user is not None and "site-packages" in bin_folder.parts:
             # The environment may lie where another user cannot read: copy the package, and the libraries beside it.
@@ -83,17 +84,17 @@ class Server:
 
     def create(self) -> None:
         """Make the cluster."""
-        password = self._folder / "password"
+        password = self.folder / "password"
         password.write_text("not-secret")
         if self._user is not None:
-            os.chown(self._folder, self._user.pw_uid, self._user.pw_gid)
+            os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
             os.chown(password, self._user.pw_uid, self._user.pw_gid)
         self._call("initdb", "-D", str(self._data), "-U", "tester", "-A", "scram-sha-256", f"--pwfile={password}", "-N")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self._folder} -c max_connections=40"
-        log = self._folder / "log"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c max_connections=40"
+        log = self.folder / "log"
         self._call("pg_ctl", "-D", str(self._data), "-w", "-l", str(log), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
@@ -102,7 +103,7 @@ class Server:
 
     @property
     def _data(self) -> Path:
-        return self._folder / "data"
+        return self.folder / "data"
 
     def _call(self, program: str, *arguments: str) -> None:
         identity = {} if self._user is None else {"user": self._user.pw_uid, "group": self._user.pw_gid}

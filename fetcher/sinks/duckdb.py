@@ -84,19 +84,17 @@ class DuckdbSink(Sink):
         """See `Sink.probe`."""
         self._check_place()
         if self._path.exists():
-            with self._connected(read_only=True) as db:
-                self._check_table(db)
+            # For writing, as a run does: who only reads it elsewhere is in the way of that.
+            try:
+                self._prepare(keep=False)
+            finally:
+                self.close()
 
     def open(self) -> Progress:
         """See `Sink.open`."""
         self._check_place()
-        self._claim()
         try:
-            db = self._db = self._connect(read_only=False)
-            self._mark_as_run()
-            with self._translated():
-                self._check_table(db)
-                return self._prepared(db)
+            return self._prepare(keep=True)
         except BaseException:
             self.close()
             raise
@@ -160,17 +158,26 @@ class DuckdbSink(Sink):
             with _OPENING:
                 _OPEN.discard(claimed)
 
-    def _prepared(self, db: duckdb.DuckDBPyConnection) -> Progress:
-        """Make what is not there yet; gives the progress that is there."""
-        db.execute("BEGIN")
+    def _prepare(self, *, keep: bool) -> Progress:
+        """Take the file for us alone, until `close`, and make what is not there yet; gives the progress that is there."""
+        self._claim()
+        db = self._db = self._connect(read_only=False)
+        self._mark_as_run()
+        with self._translated():
+            self._check_table(db)
+            db.execute("BEGIN")
+            self._make_tables(db)
+            progress = _progress(db)
+            self._further = not _columns_of(db).keys() <= columns(_TYPES).keys()
+            db.execute("COMMIT" if keep else "ROLLBACK")
+            return progress
+
+    def _make_tables(self, db: duckdb.DuckDBPyConnection) -> None:
         db.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({definition(_TYPES)})")
         for name, type_ in missing_columns(_columns_of(db), _TYPES).items():
             db.execute(f"ALTER TABLE {TABLE} ADD COLUMN {name} {type_}")
         db.execute(f"CREATE TABLE IF NOT EXISTS {PROGRESS} (name VARCHAR PRIMARY KEY, record VARCHAR NOT NULL)")
         db.execute(f"CREATE TABLE IF NOT EXISTS {REJECTED} ({rejected_definition(_TYPES)})")
-        db.execute("COMMIT")
-        self._further = not _columns_of(db).keys() <= columns(_TYPES).keys()
-        return _progress(db)
 
     def _merge(self, db: duckdb.DuckDBPyConnection, batch: Batch) -> dict[str, int]:
         """Bring a batch's rows into the table; returns by portfolio how many were new or newer."""
@@ -345,7 +352,7 @@ class DuckdbSink(Sink):
         4. Something else in another process: a notebook, a report that reads.
         """
         if "different configuration" in text or "is already attached" in text:
-            if os.path.realpath(self._path) in _OPEN:
+            if self._claimed is None and os.path.realpath(self._path) in _OPEN:
                 return busy(self.url)
             cure = "Close that connection (or DETACH the file) first, in a notebook in the cell that made it"
             return SinkBusyError(self.url, "this process has it open already, outside of fetcher", cure)

@@ -168,15 +168,14 @@ class PostgresConnection:
 
     def _cut(self) -> None:
         """End what is under way when the grace is over, by the gentlest way that works."""
-        if self._idle_within(self.GRACE_SECONDS):
-            self._over = True
-            return
+        time.sleep(self.GRACE_SECONDS)
         self._over = True
         with self._turn:
-            db = self._db
-        if db is not None:
-            # Apart, for with some versions of libpq it waits for a server that does not answer.
-            threading.Thread(target=_cancel, args=(db,), name="fetcher-cancel", daemon=True).start()
+            db = self._db if self._busy else None
+        if db is None:
+            return
+        # Apart, for with some versions of libpq it waits for a server that does not answer.
+        threading.Thread(target=_cancel, args=(db,), name="fetcher-cancel", daemon=True).start()
         if self._idle_within(0.7):
             return
         with self._turn:
