@@ -63,11 +63,10 @@ class Pooler:
         server = socket.create_connection(("127.0.0.1", self._server_port))
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.sendall(startup)
-        said = b""
-        while not said or message[:1] != b"Z":
-            message = _message(server)
-            said += message
-        return server, said
+        said = [_message(server)]
+        while said[-1][:1] != b"Z":
+            said.append(_message(server))
+        return server, b"".join(said)
 
 
 @contextmanager

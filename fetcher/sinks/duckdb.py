@@ -13,9 +13,9 @@ memory. So ids are unique because this sink, alone in the file, keeps them so: D
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-import sys
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -159,7 +159,7 @@ class DuckdbSink(Sink):
                 _OPEN.discard(claimed)
 
     def _prepare(self, *, keep: bool) -> Progress:
-        """Take the file for us alone, until `close`, and make what is not there yet; gives the progress that is there."""
+        """Take the file for us alone, until `close`, and make what is not there yet; gives the progress."""
         self._claim()
         db = self._db = self._connect(read_only=False)
         self._mark_as_run()
@@ -289,26 +289,20 @@ class DuckdbSink(Sink):
 
     def _mark_as_run(self) -> None:
         """Lock the file in a way that DuckDB does not look at: others can tell a run from who just has it open."""
-        if sys.platform != "win32":
-            import fcntl
-
-            with suppress(OSError):  # where files cannot be locked so, messages are less exact
-                self._mark = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                fcntl.flock(self._mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # where files cannot be locked so, messages are less exact
+            self._mark = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(self._mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _is_marked(self) -> bool:
         """Whether a run of another process has the file. Only where this process does not have it: see `close`."""
-        if sys.platform != "win32":
-            import fcntl
-
-            with suppress(OSError):
-                mark = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return True
-                finally:
-                    os.close(mark)
+        with suppress(OSError):
+            mark = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(mark)
         return False
 
     def _connect(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:

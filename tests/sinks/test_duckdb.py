@@ -17,7 +17,8 @@ import fetcher
 from fetcher.errors import SinkBusyError
 from fetcher.sinks import make_sink
 from tests.http import site
-from tests.sinks.test_sinks import commit, order, page
+from tests.orders import order, page
+from tests.sinks.test_sinks import commit
 
 SECOND = "2024-03-01T10:00:00Z"
 

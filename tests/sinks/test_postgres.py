@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from fetcher.sinks import Sink, make_sink
 from fetcher.sinks.postgres_address import read_address
 from fetcher.sinks.postgres_connection import PostgresConnection
 from tests.http import site
+from tests.orders import order, page
 from tests.pooler import running_pooler
 from tests.postgres import Server, free_port
-from tests.sinks.test_sinks import commit, order, page
+from tests.sinks.test_sinks import commit
 
 SECOND = "2024-03-01T10:00:00Z"
 TEXT = "Ünï 東京 🥐"
@@ -499,32 +501,26 @@ class Line:
 
     def __exit__(self, *_: object) -> None:
         for end in [self._listener, *self._ends]:
-            try:
+            with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             end.close()
 
     def _accept(self) -> None:
-        try:
+        with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._server_port))
                 self._ends += [client, server]
                 for source, target in ((client, server), (server, client)):
                     threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
-        except OSError:
-            pass
 
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        try:
+        with suppress(OSError):
             while data := source.recv(65536):
                 if self.dead:
                     self.swallowed.set()
                 else:
                     target.sendall(data)
-        except OSError:
-            pass
 
 
 def test_in_a_hurry_a_healthy_database_still_takes_what_is_there(schema_url: str) -> None:
@@ -566,8 +562,6 @@ def test_a_job_that_ends_while_its_database_is_away_ends_within_seconds(
                         began = anyio.current_time()
                     assert anyio.current_time() - began < 5
                 else:
-                    import asyncio
-
                     task = asyncio.create_task(job.run())
                     await _then(heard, task.cancel)
                     done, _ = await asyncio.wait([task], timeout=5)
