@@ -1,4 +1,7 @@
-"""What tests share: a state folder of their own, and a PostgreSQL server for those who ask."""
+"""What tests share: a state folder of their own, and a PostgreSQL server for those who ask.
+
+Tests run side by side in several processes (`-n`): each process has a server of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.postgres import Server, running_server
+
+# Every run tries the same examples, however busy the machine is; `--hypothesis-profile default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
