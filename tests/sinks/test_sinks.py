@@ -347,7 +347,7 @@ def test_a_full_disk_is_told_by_every_sink_and_what_was_committed_stays(case: Ca
     done = subprocess.run([sys.executable, "-c", script, where], capture_output=True, text=True, timeout=100)
     full = "the disk is full" if case.kind in ROOM else "No space left on device"
     assert full in done.stdout, done.stdout + done.stderr
-    assert "Make room; what was committed is safe" in done.stdout
+    assert "what was committed is safe" in done.stdout.lower()
     if case.kind == "postgresql":
         fill_the_database(case.url, full=False)
     sink = case.sink()
