@@ -309,6 +309,7 @@ class DuckdbSink(Sink):
         with self._translated():
             db = duckdb.connect(self._path, read_only=read_only, config={**_SETTINGS})
             db.execute("SET TimeZone = 'UTC'")
+            db.execute("SET enable_progress_bar = false")  # standard output is the summary's
             return db
 
     @contextmanager
