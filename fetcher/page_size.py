@@ -53,6 +53,7 @@ class PageSize:
         self.count = max(1, min(count, largest, self._learned.count))
         self._good = 0
         self._patience = Learned.FIRST_PATIENCE
+        self._grown = False  # since it shrank last
 
     def shrink(self, *, last_resort: bool = False) -> bool:
         """Ask for less; false if it is the least already: `LEAST`, or 1 where there is no other way (`last_resort`)."""
@@ -62,7 +63,9 @@ class PageSize:
         # Others may have found out already how little it has to be.
         self.count = max(least, min(self.count // self.SHRINK, self._learned.count))
         self._good = 0
-        self._patience *= 2
+        if self._grown:
+            self._grown = False
+            self._patience *= 2
         self._learned.too_many(self.count, self._patience)
         return True
 
@@ -73,3 +76,4 @@ class PageSize:
         if self._good >= max(self._patience, self._learned.patience) and self.count < self._largest:
             self.count = min(self._largest, self.count * 2)
             self._good = 0
+            self._grown = True

@@ -31,9 +31,9 @@ def test_it_shrinks_fast_to_what_is_still_worth_a_request_and_says_when_there_is
 def test_it_grows_again_and_waits_longer_each_time_that_it_was_too_early() -> None:
     size = PageSize(1000, 1000)
     size.shrink()
-    assert sizes(size, 12) == [250] * 4 + [500] * 4 + [1000] * 4
+    assert sizes(size, 6) == [250] * 2 + [500] * 2 + [1000] * 2
     size.shrink()
-    assert sizes(size, 9) == [250] * 8 + [500]
+    assert sizes(size, 5) == [250] * 4 + [500]
 
 
 def test_a_new_walk_begins_with_what_others_found_out() -> None:
@@ -41,9 +41,11 @@ def test_a_new_walk_begins_with_what_others_found_out() -> None:
     first = PageSize(1000, 1000, learned)
     first.shrink()
     first.shrink()
+    sizes(first, 2)
+    first.shrink()  # 124 were too many
     new = PageSize(1000, 1000, learned)
-    assert new.count == 62
-    assert sizes(new, 9) == [62] * 8 + [124]  # and as patiently
+    assert new.count == 50
+    assert sizes(new, 5) == [50] * 4 + [100]  # and as patiently
 
 
 def test_whoever_asked_for_more_than_others_can_get_goes_down_at_once() -> None:
