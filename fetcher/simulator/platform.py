@@ -22,6 +22,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from email.utils import formatdate
+from functools import cache
 from hashlib import blake2b
 from typing import Literal
 
@@ -710,10 +711,15 @@ def _large(page: bytes, _chance: random.Random) -> Response:
 
 
 def _bomb(_page: bytes, _chance: random.Random) -> Response:
+    return Response(200, {**_JSON, "Content-Encoding": "gzip"}, _zeros())
+
+
+@cache
+def _zeros() -> bytes:
+    """256 MiB of nothing, as gzip: it takes a while to make, and is always the same."""
     pieces = zlib.compressobj(9, wbits=31)
     zeros = bytes(2**20)
-    body = b"".join([pieces.compress(zeros) for _ in range(256)]) + pieces.flush()
-    return Response(200, {**_JSON, "Content-Encoding": "gzip"}, body)
+    return b"".join([pieces.compress(zeros) for _ in range(256)]) + pieces.flush()
 
 
 # Faults that do something to the page.
