@@ -24,11 +24,27 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 def reason_of(message: str) -> str:
     """What msgspec found, as property, what was expected and what was found; its messages never hold values."""
     if found := _MISMATCH.match(message):
-        return f"{found['path'] or 'the order'} should be {found['expected']}, found {found['found']}"
+        expected, came = (_in_words(kinds) for kinds in (found["expected"], found["found"]))
+        return f"{found['path'] or 'the order'} should be {expected}, found {came}"
     if found := _MISSING.match(message):
         path = f"{found['path']}." if found["path"] else ""
         return f"{path}{found['name']} should be there, found nothing"
     return "a property should be as documented, found something else"
+
+
+def _in_words(kinds: str) -> str:
+    return " or ".join(_KINDS.get(kind, kind) for kind in kinds.split(" | "))
+
+
+_KINDS = {
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
 
 
 def reject(raw: bytes, reason: str) -> RejectedOrder:
