@@ -97,12 +97,12 @@ def test_what_the_job_does_not_use_it_does_not_decode(more: dict[str, Any]) -> N
     ("odd", "name", "reason"),
     [
         ({"EnterpriseId": "e"}, "number 2", "Id should be there"),
-        (service(None, "e"), "number 2", "Id should be str"),
-        (service(7, "e"), "number 2", "Id should be str"),
+        (service(None, "e"), "number 2", "Id should be text"),
+        (service(7, "e"), "number 2", "Id should be text"),
         (service("", "e"), "number 2", "an id is empty"),
         (service("\ud83d", "e"), "number 2", "no text"),
-        (service("s", None), "s", "EnterpriseId should be str"),
-        (service("s", {}), "s", "EnterpriseId should be str"),
+        (service("s", None), "s", "EnterpriseId should be text"),
+        (service("s", {}), "s", "EnterpriseId should be text"),
         (None, "number 2", "it should be object"),
     ],
 )

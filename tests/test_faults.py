@@ -61,7 +61,7 @@ def test_a_hostile_answer_is_told(kind: str) -> None:
                 "large": "larger than 4 MiB",
                 "endless": "larger than 4 MiB",
                 "redirect": "redirects",
-                "type": "Number should be str, found int",
+                "type": "Number should be text, found a number",
             }
             assert expected[kind] in text
 

@@ -40,17 +40,17 @@ def without(name: str) -> dict[str, Any]:
 
 
 SPOILED: dict[str, tuple[bytes, str]] = {
-    "required property null": (text({**BAD, "Number": None}), "Number should be str, found null"),
+    "required property null": (text({**BAD, "Number": None}), "Number should be text, found null"),
     "required property missing": (text(without("Number")), "Number should be there, found nothing"),
     "no options": (text(without("Options")), "Options should be there"),
-    "a number for text": (text({**BAD, "Number": 7}), "Number should be str, found int"),
+    "a number for text": (text({**BAD, "Number": 7}), "Number should be text, found a number"),
     "an object for text": (
         text({**BAD, "OriginDetails": {"a": 1}}),
-        "OriginDetails should be str | null, found object",
+        "OriginDetails should be text or null, found an object",
     ),
-    "a list for text": (text({**BAD, "State": ["x"]}), "State should be str, found array"),
+    "a list for text": (text({**BAD, "State": ["x"]}), "State should be text, found a list"),
     "text for a flag": (text({**BAD, "Options": {**BAD["Options"], "OwnerCheckedIn": "yes"}}), "OwnerCheckedIn"),
-    "text for options": (text({**BAD, "Options": "none"}), "Options should be object, found str"),
+    "text for options": (text({**BAD, "Options": "none"}), "Options should be an object, found text"),
     "a lone surrogate": (text({**BAD, "OriginDetails": "@"}).replace(b"@", b"\\ud83d"), "JSON text"),
     "the other half alone": (text({**BAD, "OriginDetails": "@"}).replace(b"@", b"\\udc00x"), "JSON text"),
     "a surrogate before another escape": (text({**BAD, "Number": "@"}).replace(b"@", b"\\ud83d\\n"), "JSON text"),
@@ -58,7 +58,7 @@ SPOILED: dict[str, tuple[bytes, str]] = {
     "a NUL": (text({**BAD, "OriginDetails": "@"}).replace(b"@", b"\0"), "JSON text"),
     "bytes that are no UTF-8": (text({**BAD, "OriginDetails": "@"}).replace(b"@", b"\xff"), "JSON text"),
     "an escape that is none": (text({**BAD, "OriginDetails": "@"}).replace(b"@", b"\\x"), "JSON text"),
-    "an order that is null": (b"null", "the order should be object, found null"),
+    "an order that is null": (b"null", "the order should be an object, found null"),
 }
 
 
