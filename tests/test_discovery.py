@@ -103,7 +103,7 @@ def test_what_the_job_does_not_use_it_does_not_decode(more: dict[str, Any]) -> N
         (service("\ud83d", "e"), "number 2", "no text"),
         (service("s", None), "s", "EnterpriseId should be text"),
         (service("s", {}), "s", "EnterpriseId should be text"),
-        (None, "number 2", "it should be object"),
+        (None, "number 2", "it should be an object"),
     ],
 )
 def test_a_service_without_a_readable_id_is_named_and_spoils_no_other(odd: Any, name: str, reason: str) -> None:
