@@ -133,6 +133,8 @@ class DuckdbSink(Sink):
         """See `Sink.holdings`."""
         if not self._path.exists():
             return Holdings(rows={}, newest={}, progress={})
+        if os.path.realpath(self._path) in _OPEN:  # an older DuckDB would open it twice
+            raise busy(self.url)
         with self._connected(read_only=True) as db:
             if not {TABLE, PROGRESS} <= _tables(db):
                 return Holdings(rows={}, newest={}, progress={})

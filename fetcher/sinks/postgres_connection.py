@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import capabilities, sql
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 
@@ -174,10 +174,10 @@ class PostgresConnection:
             db = self._db if self._busy else None
         if db is None:
             return
-        # Apart, for with some versions of libpq it waits for a server that does not answer.
-        threading.Thread(target=_cancel, args=(db,), name="fetcher-cancel", daemon=True).start()
-        if self._idle_within(0.7):
-            return
+        if capabilities.has_cancel_safe():  # libpq before 17 stops the whole process for a server that does not answer
+            threading.Thread(target=_cancel, args=(db,), name="fetcher-cancel", daemon=True).start()
+            if self._idle_within(0.7):
+                return
         with self._turn:
             if self._db is not None and not self._db.closed:
                 with suppress(OSError), socket.socket(fileno=os.dup(self._db.pgconn.socket)) as line:

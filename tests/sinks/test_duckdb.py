@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -129,6 +129,8 @@ def test_a_notebook_that_has_the_file_open_is_told_to_close_it(file: Path, how: 
     if how == "attached":
         mine = duckdb.connect()
         mine.execute(f"ATTACH '{file}' AS orders")
+        with suppress(duckdb.Error), duckdb.connect(file, config={"threads": "1"}):
+            pytest.skip("this version of DuckDB does not notice itself")
     else:
         mine = duckdb.connect(file, read_only=how == "open for reading")
     with mine:

@@ -208,6 +208,17 @@ def test_probing_leaves_no_trace_where_there_are_tables(postgres: Server, schema
     assert postgres.execute(f"SELECT count(*) FROM {schema}.fetcher_rejected") == [(0,)]
 
 
+def test_what_is_kept_aside_may_be_published(postgres: Server, schema_url: str, name: str) -> None:
+    postgres.execute(f"CREATE PUBLICATION {name} FOR ALL TABLES")
+    try:
+        with opened(schema_url) as sink:
+            for _ in range(2):
+                commit(sink, page([order(1, SECOND, VoucherId="")]), progress={"a": "1"})
+            commit(sink, progress={"a": None})
+    finally:
+        postgres.execute(f"DROP PUBLICATION {name}")
+
+
 # Addresses
 
 
