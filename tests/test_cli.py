@@ -191,6 +191,7 @@ def test_a_signal_ends_within_five_seconds_and_the_next_run_goes_on(
         assert 0 < committed == summary["orders"] < 1500
         status = fetcher("status", folder=tmp_path, CLIENT=environment["CLIENT"])
         assert "interrupted" in status.stdout
+        write_config(tmp_path, slow, extra="page_size = 100\n")  # what is left is not to take long
         again = fetcher("run", "--json", folder=tmp_path, CLIENT=environment["CLIENT"])
         assert again.returncode == 0
         assert len((tmp_path / "o.jsonl").read_bytes().splitlines()) == 1500

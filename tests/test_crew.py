@@ -402,7 +402,12 @@ def test_a_sink_that_fails_is_what_is_told(tmp_path: Path) -> None:
 
 
 def command_lines(crew: Crew) -> bytes:
-    return b"".join(Path(f"/proc/{member.process.pid}/cmdline").read_bytes() for member in crew._members)
+    lines: list[bytes] = []
+    for member in crew._members:
+        while not (line := Path(f"/proc/{member.process.pid}/cmdline").read_bytes()):
+            pass  # its program is being loaded
+        lines.append(line)
+    return b"".join(lines)
 
 
 def test_workers_are_told_their_tokens_where_nobody_else_reads(tmp_path: Path) -> None:
