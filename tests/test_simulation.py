@@ -13,6 +13,7 @@ import pytest
 from fetcher.checkpoint import Checkpoint
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector
+from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation
 from fetcher.errors import PlatformError
 from fetcher.load import PortfolioLoad
@@ -70,6 +71,12 @@ def _drop_the_last(sift: Callable[..., Sifted]) -> Callable[..., Sifted]:
         return Sifted(kept.kept[:-1], kept.skipped | {len(listing.items) - 1}, kept.oddities, kept.latest)
 
     return dropping
+
+
+def _believe_the_latest(self: Any, date: str | None, _sent: float, began: float) -> None:
+    told = self._seconds(date)
+    if told is not None:
+        self._least = max(self._least or 0.0, told - began)
 
 
 def _free_all(budget: Any) -> None:
@@ -152,6 +159,12 @@ SABOTAGE = {
     "versions are not remembered": Sabotage(Ledger, "unseen", lambda *_: None, "P2"),
     "a walk counts as finished with its first page": Sabotage(
         Checkpoint, "advance", lambda self, shard, _position: self.finish(shard), "P1|P3"
+    ),
+    "the latest Date is believed": Sabotage(
+        PlatformClock, "observe", _believe_the_latest, "P1|P3", "clock-skew=0.3,changes=1"
+    ),
+    "what a clock that was ahead had written down stays": Sabotage(
+        PortfolioLoad, "_heed_clock", lambda _: None, "P1|P3", "skew-first=3,changes=1"
     ),
     "a slot is free at once": Sabotage(RequestBudget, "_release", _free_all, "P4"),
     "a pause is ignored": Sabotage(RequestBudget, "pause", lambda *_: None, "P5"),
