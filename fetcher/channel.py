@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from fetcher.claims import Claimed
+from fetcher.loading.claims import Claimed
 from fetcher.progress import Tally
 from fetcher.sinks.base import EncodedPage, Progress
 

@@ -24,11 +24,11 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from fetcher.channel import Channel, Claim, End, Granted, Leave, Message, Parcel, Settle, Start, Stop, Told, pair
 from fetcher.checkpoint import Checkpoint
-from fetcher.claims import FirstCome
 from fetcher.config import Config, PortfolioConfig, resolved, to_wire
 from fetcher.connector.route import find_route
 from fetcher.errors import ConfigError
-from fetcher.load import Encode
+from fetcher.loading.claims import FirstCome
+from fetcher.loading.portfolio import Encode
 from fetcher.open_files import connections_for
 from fetcher.progress import Failure, Tally
 from fetcher.sinks.base import Progress

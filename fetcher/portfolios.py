@@ -21,13 +21,13 @@ import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
 from fetcher.checkpoint import Checkpoint, owners_of
-from fetcher.claims import Claims, FirstCome
 from fetcher.config import Config, PortfolioConfig, ca_file_of
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.slots import slot_file, state_folder, why_none
 from fetcher.connector.transport import HttpTransport, Transport
-from fetcher.load import Encode, PortfolioLoad, Send
+from fetcher.loading.claims import Claims, FirstCome
+from fetcher.loading.portfolio import Encode, PortfolioLoad, Send
 from fetcher.open_files import connections_for
 from fetcher.progress import Tally
 from fetcher.sinks.base import Page, Progress

@@ -20,7 +20,6 @@ from fetcher.checkpoint import owners_of
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
 from fetcher.connector.operations import Interval, Limitation, OrdersOperation, OrdersRequest
-from fetcher.discovery import Discovered
 from fetcher.errors import (
     AccessDeniedError,
     FetcherError,
@@ -30,10 +29,11 @@ from fetcher.errors import (
     TooHeavyError,
     UnavailableError,
 )
+from fetcher.loading.discovery import Discovered
+from fetcher.loading.refused import spread
 from fetcher.plan import ServiceRef, least_seconds
 from fetcher.portfolios import Patience, Portfolios
 from fetcher.progress import Tally
-from fetcher.refused import spread
 from fetcher.sinks.base import Progress, Sink
 
 HURRY = Patience(request_seconds=8, outage_seconds=5, tries=2)

@@ -18,8 +18,8 @@ import anyio
 import msgspec
 
 from fetcher.channel import Channel, Claim, End, Granted, Leave, Message, Parcel, Settle, Start, Stop, Told
-from fetcher.claims import Claimed
 from fetcher.config import from_wire
+from fetcher.loading.claims import Claimed
 from fetcher.portfolios import Portfolios
 from fetcher.sinks import EncodedPage, make_sink
 from fetcher.writer import Delivery

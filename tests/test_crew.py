@@ -27,11 +27,11 @@ from msgspec import structs
 import fetcher
 import fetcher.crew
 from fetcher.channel import Channel, Claim, End, Granted, Message, Parcel, Settle, Start, _Memory, pair
-from fetcher.claims import Claimed, FirstCome
 from fetcher.config import Config, from_wire, make_config, parse_instant, resolved, to_wire
 from fetcher.crew import Crew, deal, processes_for
 from fetcher.errors import SinkError
 from fetcher.job import Job
+from fetcher.loading.claims import Claimed, FirstCome
 from fetcher.simulator import Latency, parse_faults
 from fetcher.sinks import Batch, EncodedPage, make_sink
 from fetcher.worker import RemoteClaims, Worker, command

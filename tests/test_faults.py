@@ -15,7 +15,7 @@ import pytest
 
 from fetcher.connector.client import Connector
 from fetcher.job import Job
-from fetcher.load import PortfolioLoad
+from fetcher.loading.portfolio import PortfolioLoad
 from fetcher.portfolios import Portfolios
 from fetcher.simulator import Faults, Size, parse_faults, start_process
 from fetcher.simulator.faults import HOSTILE, STRIKES

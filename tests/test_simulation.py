@@ -16,7 +16,8 @@ from fetcher.connector.client import Connector
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation
 from fetcher.errors import PlatformError
-from fetcher.load import PortfolioLoad
+from fetcher.loading.portfolio import PortfolioLoad
+from fetcher.loading.walk import Walk
 from fetcher.page_size import PageSize
 from fetcher.portfolios import Portfolios
 from fetcher.sifting import Sieve, Sifted
@@ -24,7 +25,6 @@ from fetcher.simulator import parse_faults
 from fetcher.simulator.faults import STRIKES
 from fetcher.sinks import Page
 from fetcher.sinks.ledger import Ledger
-from fetcher.walk import Walk
 from fetcher.writer import Writer
 from tests.simulation import BrokenPromiseError, simulate
 

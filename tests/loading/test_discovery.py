@@ -17,8 +17,8 @@ from fetcher.checkpoint import Checkpoint, Position, owners_of
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.transport import Heard, Reply
-from fetcher.discovery import Discovered, discover, why_nothing
 from fetcher.errors import AccessDeniedError, BadResponseError
+from fetcher.loading.discovery import Discovered, discover, why_nothing
 from fetcher.plan import ServiceRef, Shard
 from fetcher.progress import Tally
 from fetcher.simulator import Size

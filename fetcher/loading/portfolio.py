@@ -22,7 +22,6 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from fetcher.checkpoint import AsideRecord, Checkpoint, Position, RunRecord
-from fetcher.claims import Claims
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
 from fetcher.connector.listings import ENTERPRISES
@@ -35,7 +34,6 @@ from fetcher.connector.operations import (
     OrdersRequest,
 )
 from fetcher.connector.types import parse_utc, utc_text
-from fetcher.discovery import Discovered, discover, why_nothing
 from fetcher.errors import (
     AccessDeniedError,
     InvalidRequestError,
@@ -44,13 +42,15 @@ from fetcher.errors import (
     TooHeavyError,
     first_error,
 )
+from fetcher.loading.claims import Claims
+from fetcher.loading.discovery import Discovered, discover, why_nothing
+from fetcher.loading.refused import SAMPLE, asked_twice, find_denied, find_refused
+from fetcher.loading.walk import Finished, Lineage, Scope, Split, Step, Walk
 from fetcher.page_size import Learned, PageSize
 from fetcher.plan import ServiceRef, Shard, Target, closing_shards, plan
 from fetcher.progress import Failure, Tally
-from fetcher.refused import SAMPLE, asked_twice, find_denied, find_refused
 from fetcher.sifting import instant_of, sift_ids, time_key
 from fetcher.sinks.base import EncodedPage, Page, RejectedRow, rejected_row
-from fetcher.walk import Finished, Lineage, Scope, Split, Step, Walk
 from fetcher.windows import Window, Windows, union
 from fetcher.writer import Delivery
 

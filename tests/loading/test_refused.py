@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from fetcher.errors import AccessDeniedError, InvalidRequestError, PlatformError
-from fetcher.load import PortfolioLoad
+from fetcher.loading.portfolio import PortfolioLoad
+from fetcher.loading.refused import SAMPLE, Denied, find_denied, find_refused
 from fetcher.progress import Report
-from fetcher.refused import SAMPLE, Denied, find_denied, find_refused
 from fetcher.simulator import Latency, Size, parse_faults
 from fetcher.simulator.platform import Response
 from tests.http import Site, site

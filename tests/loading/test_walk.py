@@ -29,9 +29,9 @@ from fetcher.errors import (
     TooHeavyError,
     UnavailableError,
 )
+from fetcher.loading.walk import Finished, Lineage, Outcome, Scope, Split, Step, Walk
 from fetcher.page_size import Learned
 from fetcher.plan import Shard
-from fetcher.walk import Finished, Lineage, Outcome, Scope, Split, Step, Walk
 from fetcher.windows import Window
 from tests.virtual import run_virtually
 

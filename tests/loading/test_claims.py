@@ -12,10 +12,10 @@ import duckdb
 import pytest
 from msgspec import structs
 
-from fetcher.claims import FirstCome
 from fetcher.config import Config
 from fetcher.job import Job
-from fetcher.load import PortfolioLoad
+from fetcher.loading.claims import FirstCome
+from fetcher.loading.portfolio import PortfolioLoad
 from fetcher.progress import Report
 from fetcher.simulator import Latency, Size, parse_faults
 from fetcher.sinks import make_sink
