@@ -28,7 +28,7 @@ from fetcher.config import Config, PortfolioConfig, resolved, to_wire
 from fetcher.connector.route import find_route
 from fetcher.errors import ConfigError
 from fetcher.loading.claims import FirstCome
-from fetcher.loading.portfolio import Encode
+from fetcher.loading.handover import Encode
 from fetcher.open_files import connections_for
 from fetcher.progress import Failure, Tally
 from fetcher.sinks.base import Progress

@@ -23,7 +23,7 @@ from fetcher.config import Config
 from fetcher.connector.transport import Transport
 from fetcher.crew import Crew
 from fetcher.errors import FetcherError, SinkAbandonedError, first_error
-from fetcher.loading.portfolio import Encode
+from fetcher.loading.handover import Encode
 from fetcher.portfolios import Portfolios, as_it_is
 from fetcher.progress import PortfolioReport, Report, Tally
 from fetcher.prospect import HURRY, Check, PortfolioPlan, Prospect

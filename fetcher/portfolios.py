@@ -27,7 +27,8 @@ from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.slots import slot_file, state_folder, why_none
 from fetcher.connector.transport import HttpTransport, Transport
 from fetcher.loading.claims import Claims, FirstCome
-from fetcher.loading.portfolio import Encode, PortfolioLoad, Send
+from fetcher.loading.handover import Encode, Send
+from fetcher.loading.portfolio import PortfolioLoad
 from fetcher.open_files import connections_for
 from fetcher.progress import Tally
 from fetcher.sinks.base import Page, Progress

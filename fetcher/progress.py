@@ -56,6 +56,27 @@ class Tally(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     failed: list[Failure] = []
 
+    def fail(
+        self,
+        error: str,
+        request_id: str | None = None,
+        *,
+        enterprise: str | None = None,
+        services: tuple[str, ...] = (),
+        window: tuple[datetime, datetime] | None = None,
+    ) -> None:
+        """Name a part of the selection that was left out; see `Failure`."""
+        self.failed.append(
+            Failure(
+                portfolio=self.portfolio,
+                enterprise=enterprise,
+                services=services,
+                window=window,
+                error=error,
+                request_id=request_id,
+            )
+        )
+
 
 class PortfolioReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a run went for one portfolio; the fields of `Report`, less what belongs to the whole run."""

@@ -15,7 +15,7 @@ import pytest
 
 from fetcher.connector.client import Connector
 from fetcher.job import Job
-from fetcher.loading.portfolio import PortfolioLoad
+from fetcher.loading.refusals import Refusals
 from fetcher.portfolios import Portfolios
 from fetcher.simulator import Faults, Size, parse_faults, start_process
 from fetcher.simulator.faults import HOSTILE, STRIKES
@@ -29,7 +29,7 @@ SMALL = Size(portfolios=2, enterprises=4, services=30, orders=400, years=0.4)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between tries as short as loopback is."""
     monkeypatch.setattr(Connector, "BACKOFF_SECONDS", 0.002)
-    monkeypatch.setattr(PortfolioLoad, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(Refusals, "CONFIRM_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STRIKES if kind not in ("stall", "401")])
@@ -150,7 +150,7 @@ def test_bad_services_are_named_one_by_one_and_the_rest_is_loaded(tmp_path: Path
 def test_a_service_that_is_refused_in_mid_walk_goes_on_later_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PortfolioLoad, "BAD_AGAIN", timedelta(0))
+    monkeypatch.setattr(Refusals, "BAD_AGAIN", timedelta(0))
 
     async def check() -> None:
         async with site(SMALL) as here:

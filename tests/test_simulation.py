@@ -16,10 +16,11 @@ from fetcher.connector.client import Connector
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation
 from fetcher.errors import PlatformError
-from fetcher.loading.portfolio import PortfolioLoad
+from fetcher.loading.handover import Handover
 from fetcher.loading.walk import Walk
 from fetcher.page_size import PageSize
 from fetcher.portfolios import Portfolios
+from fetcher.progress import Tally
 from fetcher.sifting import Sieve, Sifted
 from fetcher.simulator import parse_faults
 from fetcher.simulator.faults import STRIKES
@@ -169,18 +170,18 @@ SABOTAGE = {
     "a slot is free at once": Sabotage(RequestBudget, "_release", _free_all, "P4"),
     "a pause is ignored": Sabotage(RequestBudget, "pause", lambda *_: None, "P5"),
     "the room for a page is not given back": Sabotage(
-        PortfolioLoad, "_accept_page", _keep_the_room(PortfolioLoad._accept_page), "P6|a run does not end"
+        Handover, "_accept_page", _keep_the_room(Handover._accept_page), "P6|a run does not end"
     ),
     "pages are kept": Sabotage(Walk, "_step", _keep_the_pages(Walk._step), "P6"),
     "there is room for any number of pages": Sabotage(Portfolios, "ROOM", 10**6, "P6"),
-    "a failure is not told": Sabotage(PortfolioLoad, "_fail", lambda *_: None, "P7"),
+    "a failure is not told": Sabotage(Tally, "fail", lambda *_, **__: None, "P7"),
     "what is too heavy is asked again": Sabotage(PageSize, "shrink", lambda *_, **__: True, "P8"),
     "a call goes on though it is cancelled": Sabotage(Connector, "call", _linger(Connector.call), "P9"),
     "a property that is not documented spoils its order": Sabotage(
         OrdersOperation, "_note_unknown", lambda *_: False, "P10", "unknown=1"
     ),
     "a property that is not documented is not told": Sabotage(
-        PortfolioLoad, "_report_unknown", lambda _: None, "P10", "unknown=1"
+        Handover, "_report_unknown", lambda _: None, "P10", "unknown=1"
     ),
     "an error shows the token": Sabotage(Connector, "call", _show_the_token(Connector.call), "P11"),
     "what is committed is not counted": Sabotage(Writer, "_commit", _commit_uncounted, "P12"),

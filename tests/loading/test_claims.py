@@ -15,7 +15,7 @@ from msgspec import structs
 from fetcher.config import Config
 from fetcher.job import Job
 from fetcher.loading.claims import FirstCome
-from fetcher.loading.portfolio import PortfolioLoad
+from fetcher.loading.refusals import Refusals
 from fetcher.progress import Report
 from fetcher.simulator import Latency, Size, parse_faults
 from fetcher.sinks import make_sink
@@ -27,7 +27,7 @@ SIZE = Size(portfolios=2, enterprises=4, services=30, orders=500, years=0.4)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PortfolioLoad, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(Refusals, "CONFIRM_SECONDS", 0.01)
 
 
 def told(scenario: Callable[[FirstCome, dict[str, Any]], Awaitable[None]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from fetcher.errors import AccessDeniedError, InvalidRequestError, PlatformError
-from fetcher.loading.portfolio import PortfolioLoad
+from fetcher.loading.refusals import Refusals
 from fetcher.loading.refused import SAMPLE, Denied, find_denied, find_refused
 from fetcher.progress import Report
 from fetcher.simulator import Latency, Size, parse_faults
@@ -168,7 +168,7 @@ async def loaded(here: Site, path: Path, **limits: Any) -> tuple[Report, set[str
 def test_what_is_forbidden_alone_is_found_by_halves_and_the_rest_is_loaded(
     faults: str, shard_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PortfolioLoad, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(Refusals, "CONFIRM_SECONDS", 0.01)
 
     async def check() -> None:
         async with site(FEW, faults=parse_faults(faults)) as here:
@@ -199,7 +199,7 @@ def test_what_is_forbidden_alone_is_found_by_halves_and_the_rest_is_loaded(
 def test_a_refusal_that_comes_and_goes_costs_no_order_or_is_named(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PortfolioLoad, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(Refusals, "CONFIRM_SECONDS", 0.01)
 
     async def check() -> None:
         async with site(FEW) as here:
