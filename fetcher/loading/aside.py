@@ -58,19 +58,19 @@ class Aside:
             return encoded, None
         rows = encoded.rejected if isinstance(encoded, EncodedPage) else [rejected_row(page, o) for o in page.rejected]
         rejected = {row.key: row for row in rows}
-        mended = [
-            key
+        mended = {  # each once, though a faulty platform sends an order twice in one page; in the page's order
+            key: None
             for id_, updated in _versions(page)
             if (key := id_.lower()) in self._kept
             and key not in rejected
             and (self._kept[key] is None or parse_utc(updated) >= parse_utc(self._kept[key] or ""))
-        ]
+        }
         for key in mended:
             del self._kept[key]
         self._kept.update((key, row.updated_utc) for key, row in rejected.items())
         self._came |= rejected.keys()
         if mended and isinstance(encoded, EncodedPage):
-            encoded = msgspec.structs.replace(encoded, mended=mended)
+            encoded = msgspec.structs.replace(encoded, mended=list(mended))
         return encoded, AsideChange(tuple(rejected.values()), tuple(mended))
 
     def give_up(self, keys: Sequence[str]) -> AsideChange | None:
