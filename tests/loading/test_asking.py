@@ -1,0 +1,143 @@
+"""Orders that are kept aside are asked for by their ids, after the walks; what is gone is given up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+from msgspec import structs
+
+from fetcher.connector.client import Answer
+from fetcher.connector.operations import MAX_IDS, OrdersOperation, OrdersRequest
+from fetcher.errors import PlatformError, TooHeavyError, UnavailableError
+from fetcher.loading.asking import Asking
+from fetcher.loading.walk import Scope
+from fetcher.page_size import Learned
+from fetcher.plan import Shard
+from fetcher.sinks import EncodedPage
+from fetcher.windows import Window
+from fetcher.writer import Delivery
+from tests.loading.test_aside import TIMES, bad, encode, good, key
+from tests.loading.test_beginning import FROM, NOW
+from tests.loading.test_handover import Case
+from tests.loading.test_walk import PATH, FakePlatform
+from tests.orders import SERVICE
+from tests.virtual import run_virtually
+
+
+class ById:
+    """A connector whose platform has some orders, and gives them by their ids, in pages that are not too heavy."""
+
+    def __init__(
+        self, orders: Sequence[dict[str, Any]], heavy: int = 10**6, error: PlatformError | None = None
+    ) -> None:
+        self.orders = {one["Id"].lower(): one for one in orders}
+        self.platform = FakePlatform()
+        self.requests: list[OrdersRequest] = []
+        self._heavy = heavy
+        self._error = error
+
+    async def call(self, operation: OrdersOperation, request: OrdersRequest, room: anyio.Semaphore) -> Answer[Any]:
+        self.requests.append(request)
+        if self._error is not None:
+            raise self._error
+        if request.limitation.count > self._heavy:
+            raise TooHeavyError(PATH, "too heavy", status=408)
+        assert request.product_service_order_ids is not None
+        found = [one for id_ in request.product_service_order_ids if (one := self.orders.get(id_.lower()))]
+        first = int(request.limitation.cursor or 0)
+        part = found[first : first + request.limitation.count]
+        body = json.dumps({"ProductServiceOrders": part, "Cursor": str(first + len(part))}).encode()
+        await room.acquire()
+        return Answer(operation.decode(body), body, NOW)
+
+
+class Accepting(Case):
+    """A handover to somebody who accepts at once what comes, and keeps the orders' ids."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(lambda page: structs.replace(encode(page), payload=[one.id for one in page.orders]), **options)
+        self.ids: list[str] = []
+
+    async def take(self, delivery: Delivery) -> None:
+        if isinstance(delivery.page, EncodedPage):
+            self.ids += delivery.page.payload or ()
+        delivery.accept()
+
+
+def asked(
+    connector: ById, kept: Sequence[dict[str, Any]], covered: bool = True, page_size: int = 100
+) -> tuple[Case, list[str]]:
+    """A run that finds these kept aside; and the ids of the orders that it hands over."""
+
+    async def play() -> tuple[Case, list[str]]:
+        earlier = Accepting()
+        await earlier.page(*kept)
+        if covered:
+            earlier.checkpoint.finish(Shard(service_ids=(SERVICE,), window=Window(FROM, NOW), settled=NOW))
+        case = Accepting(checkpoint=earlier.checkpoint)
+        scope = Scope(
+            portfolio="north",
+            connector=connector,  # type: ignore[arg-type]
+            operation=case.operation,
+            enterprise_ids={},
+            states=None,
+            page_size=page_size,
+            learned=Learned(page_size),
+            settled="2026-04-30T00:00:00",
+            room=case.room,
+        )
+        await Asking(case.aside, case.handover, case.checkpoint, case.tally).ask([SERVICE], scope, whole=True)
+        assert case.room.value == 1, "every page gives its room back"
+        return case, case.ids
+
+    return run_virtually(play)
+
+
+def test_what_is_readable_now_comes_and_is_kept_aside_no_longer() -> None:
+    connector = ById([good(1), good(2)])
+    case, came = asked(connector, [bad(1), bad(2)])
+    assert came == [good(1)["Id"], good(2)["Id"]]
+    assert case.checkpoint.aside() == {}
+    assert len(connector.requests) == 1
+
+
+def test_what_is_as_it_was_stays_and_what_the_platform_has_no_longer_is_given_up() -> None:
+    case, came = asked(ById([bad(1)]), [bad(1), bad(2)])
+    assert came == []
+    assert case.checkpoint.aside().keys() == {key(1)}
+    assert case.tally.failed == []
+
+
+def test_what_a_walk_is_still_to_bring_is_left_to_it() -> None:
+    case, came = asked(ById([good(1, TIMES[2])]), [bad(1)], covered=False)
+    assert came == []
+    assert case.checkpoint.aside().keys() == {key(1)}
+
+
+def test_many_are_asked_for_a_thousand_ids_at_once_and_page_by_page() -> None:
+    numbers = range(MAX_IDS + 50)
+    connector = ById([good(number) for number in numbers])
+    case, came = asked(connector, [bad(number) for number in numbers], page_size=400)
+    assert sorted(came) == sorted(good(number)["Id"] for number in numbers)
+    assert [len(request.product_service_order_ids or ()) for request in connector.requests] == [1000, 1000, 1000, 50]
+    assert case.checkpoint.aside() == {}
+
+
+def test_pages_that_are_too_heavy_are_asked_for_smaller() -> None:
+    connector = ById([good(number) for number in range(60)], heavy=60)
+    _, came = asked(connector, [bad(number) for number in range(60)], page_size=400)
+    assert len(came) == 60
+    assert [request.limitation.count for request in connector.requests][:3] == [400, 100, 50]
+
+
+@pytest.mark.parametrize(
+    "error", [UnavailableError(PATH, "down"), TooHeavyError(PATH, "too heavy", status=408)], ids=["down", "too heavy"]
+)
+def test_where_they_cannot_be_asked_for_they_stay_and_it_is_named(error: PlatformError) -> None:
+    case, _ = asked(ById([], error=error), [bad(1)])
+    assert case.checkpoint.aside().keys() == {key(1)}
+    assert ["could not be asked for again" in failure.error for failure in case.tally.failed] == [True]

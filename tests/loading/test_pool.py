@@ -1,0 +1,221 @@
+"""Who walks next, and what becomes of each walk: nothing is lost on the way, whatever is split, refused or fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+
+from fetcher.checkpoint import Checkpoint, Position
+from fetcher.connector.operations import EnterprisesRequest, OrdersOperation, OrdersRequest
+from fetcher.errors import AccessDeniedError, BadResponseError, InvalidRequestError, PausedError, PlatformError
+from fetcher.loading.aside import Aside
+from fetcher.loading.beginning import Beginning
+from fetcher.loading.handover import Handover
+from fetcher.loading.pool import Pool
+from fetcher.loading.refusals import PortfolioFailedError, Refusals
+from fetcher.plan import ServiceRef, Shard
+from fetcher.progress import Tally
+from fetcher.sinks import Page
+from fetcher.windows import Window
+from fetcher.writer import Delivery
+from tests.loading.test_beginning import config
+from tests.loading.test_walk import END, NOW, PATH, ROOM, START, FakeConnector, Trail, Trouble, hourly, ids, service
+from tests.virtual import run_virtually
+
+SERVICES = 6
+
+
+class Case:
+    """A pool, and all that it uses; whatever it hands over is accepted at once."""
+
+    def __init__(self, connector: FakeConnector, walks: int = 16, page_size: int = 10) -> None:
+        self.connector = connector
+        connector.platform.circuit = SimpleNamespace(given_up=False)  # type: ignore[attr-defined]
+        trail = Trail(connector, page_size)
+        self.scope, self.room = trail.scope, trail.room
+        self.checkpoint = Checkpoint("north", None, {}, {})
+        self.tally = Tally(portfolio="north")
+        self.orders: list[str] = []
+        operation = self.scope.operation
+        self.refusals = Refusals(connector, operation, self.checkpoint, self.tally)  # type: ignore[arg-type]
+        self.refusals.expect([ServiceRef("e", service(number)) for number in range(SERVICES)])
+        beginning = Beginning(config(), connector.platform.clock, self.checkpoint)
+        self.handover = Handover(
+            self.take,
+            lambda page: page,
+            self.room,
+            operation,
+            beginning,
+            Aside(self.checkpoint),
+            self.checkpoint,
+            self.tally,
+        )
+        self.pool = Pool(walks, self.refusals, self.handover, self.checkpoint, self.tally)
+
+    async def take(self, delivery: Delivery) -> None:
+        if isinstance(delivery.page, Page):
+            self.orders += [order.id for order in delivery.page.orders]
+        delivery.accept()
+
+    async def walk(self, *shards: Shard, **options: Any) -> set[str]:
+        at = Position(None, self.scope.page_size)
+        try:
+            return await self.pool.walk([(one, at) for one in shards], self.scope, **options)
+        finally:
+            assert self.room.value == ROOM, "every page gives its room back"
+
+
+def shards(*numbers: int, **options: Any) -> list[Shard]:
+    """One for each of these services."""
+    return [
+        Shard(service_ids=(service(number),), window=Window(START, END), settled=END, **options) for number in numbers
+    ]
+
+
+def together() -> Shard:
+    """One for all of them."""
+    return Shard(service_ids=tuple(map(service, range(SERVICES))), window=Window(START, END), settled=END)
+
+
+def played(connector: FakeConnector, *walks: Shard, **options: Any) -> tuple[Case, set[str]]:
+    async def play() -> tuple[Case, set[str]]:
+        case = Case(connector)
+        return case, await case.walk(*walks, **options)
+
+    return run_virtually(play)
+
+
+def test_every_order_of_every_shard_is_handed_over_once_and_the_shards_are_done() -> None:
+    connector = FakeConnector(hourly(100, SERVICES))
+    case, _ = played(connector, *shards(*range(SERVICES)))
+    assert sorted(case.orders) == sorted(ids(connector.orders))
+    assert (case.tally.shards_planned, case.tally.shards_done) == (SERVICES, SERVICES)
+    assert case.checkpoint.begun() == []
+    assert set(case.checkpoint.covered()) == {service(number) for number in range(SERVICES)}
+    assert case.handover.begun == {service(number) for number in range(SERVICES)}
+
+
+def test_what_closes_a_run_leaves_no_record() -> None:
+    case, _ = played(FakeConnector(hourly(100, SERVICES)), *shards(0, 1), closing=True)
+    assert case.orders
+    assert case.checkpoint.take_changes() == {}
+
+
+@pytest.mark.parametrize(
+    ("walks", "moving"),
+    [
+        (shards(0, open_ended=True), ""),
+        (shards(0), "0"),  # its end is long past
+        ([*shards(0, open_ended=True), *shards(0)], "0"),
+    ],
+    ids=["at once", "not to the newest", "two of one service"],
+)
+def test_only_a_service_that_was_read_at_once_has_not_moved_unseen(walks: Sequence[Shard], moving: str) -> None:
+    recent = Window(NOW - timedelta(days=60), NOW)
+    walks = [Shard(service_ids=one.service_ids, window=recent, settled=NOW, open_ended=one.open_ended) for one in walks]
+    assert played(FakeConnector([]), *walks)[1] == {service(int(number)) for number in moving}
+
+
+def test_one_that_is_split_has_moved_and_loses_nothing() -> None:
+    connector = FakeConnector(hourly(300, SERVICES), Trouble(services=2))
+    case, moving = played(connector, together())
+    assert sorted(case.orders) == sorted(ids(connector.orders))
+    assert moving == set(together().service_ids)
+    assert case.tally.shards_planned == case.tally.shards_done > 1
+
+
+def test_until_the_platform_has_taken_one_only_a_few_walk_side_by_side() -> None:
+    class Counting(FakeConnector):
+        asking = 0
+        at_answers: tuple[int, ...] = ()
+
+        async def call(self, operation: OrdersOperation, request: OrdersRequest, room: Any = None) -> Any:
+            self.asking += 1
+            await anyio.sleep(1)
+            self.at_answers += (self.asking,)
+            try:
+                return await super().call(operation, request, room)
+            finally:
+                self.asking -= 1
+
+    connector = Counting(hourly(100, SERVICES))
+    played(connector, *shards(*range(SERVICES)))
+    assert connector.at_answers[0] == Pool.FIRST_WALKS
+    assert max(connector.at_answers) == SERVICES
+
+
+def test_a_refused_service_is_left_out_and_the_others_go_on() -> None:
+    def trouble(request: OrdersRequest, _matching: int) -> None:
+        if service(2) in request.service_ids:
+            raise InvalidRequestError(PATH, "Invalid ServiceIds", status=400)
+
+    connector = FakeConnector(hourly(100, SERVICES), trouble)
+    case, _ = played(connector, together())
+    assert sorted(case.orders) == sorted(one["Id"] for one in connector.orders if one["ServiceId"] != service(2))
+    assert case.refusals.bad == {service(2)}
+    assert [failure.services for failure in case.tally.failed] == [(service(2),)]
+    assert (case.tally.shards_planned, case.tally.shards_done) == (1, 1)
+
+
+def test_a_shard_of_nothing_but_refused_services_is_not_walked() -> None:
+    async def play() -> Case:
+        case = Case(FakeConnector(hourly(20)))
+        case.checkpoint.mark_bad(service(0), NOW + timedelta(days=1))
+        case.refusals.expect([ServiceRef("e", service(0))])
+        await case.walk(*shards(0))
+        return case
+
+    case = run_virtually(play)
+    assert case.connector.requests == []
+    assert (case.tally.shards_planned, case.tally.shards_done) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BadResponseError(PATH, "no JSON"), InvalidRequestError(PATH, "Invalid State", status=400)],
+    ids=["bad", "as a whole"],
+)
+def test_a_shard_that_fails_is_named_with_its_window_and_spoils_no_other(error: PlatformError) -> None:
+    def trouble(request: OrdersRequest, _matching: int) -> None:
+        if service(2) in request.service_ids:
+            raise error
+
+    connector = FakeConnector(hourly(100, SERVICES), trouble)
+    case, _ = played(connector, *shards(*range(SERVICES)))
+    assert sorted(case.orders) == sorted(one["Id"] for one in connector.orders if one["ServiceId"] != service(2))
+    assert [(failure.services, failure.window) for failure in case.tally.failed] == [((service(2),), (START, END))]
+    assert case.refusals.bad == set()
+
+
+def test_a_token_that_is_refused_altogether_ends_all_walks() -> None:
+    class Revoked(FakeConnector):
+        async def call(self, operation: Any, request: Any, room: Any = None) -> Any:
+            await anyio.lowlevel.checkpoint()
+            assert isinstance(request, EnterprisesRequest | OrdersRequest)
+            raise AccessDeniedError(PATH, "revoked", status=401)
+
+    async def play() -> None:
+        case = Case(Revoked([]))
+        with pytest.raises(PortfolioFailedError):
+            await case.walk(*shards(*range(SERVICES)))
+        assert case.tally.failed == []  # it is for the portfolio to name
+
+    run_virtually(play)
+
+
+def test_a_pause_that_is_longer_than_a_run_waits_ends_all_walks() -> None:
+    def trouble(_request: OrdersRequest, _matching: int) -> None:
+        raise PausedError(PATH, NOW + timedelta(hours=5))
+
+    async def play() -> None:
+        case = Case(FakeConnector([], trouble))
+        with pytest.raises(PortfolioFailedError) as caught:
+            await case.walk(*shards(*range(SERVICES)))
+        assert isinstance(caught.value.error, PausedError)
+
+    run_virtually(play)
