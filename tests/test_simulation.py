@@ -16,7 +16,10 @@ from fetcher.connector.client import Connector
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation
 from fetcher.errors import PlatformError
+from fetcher.loading.aside import Aside
+from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
+from fetcher.loading.portfolio import PortfolioLoad
 from fetcher.loading.walk import Walk
 from fetcher.page_size import PageSize
 from fetcher.portfolios import Portfolios
@@ -54,6 +57,8 @@ CONDITIONS_ALONE = [
     *("retry-after=40,503=0.1,408=0.1", "retry-after=1000,500=0.02", "retry-after=3,others=1,heavy-pages=15"),
     *("unknown=1", "invalid-cursors=1,changes=1", "all=0.1,changes=1,bad-services=1,invalid-cursors=1"),
     *("forbid-services=2", "forbid-enterprises=1", "shared=1,forbid=1", "shared=1,forbid-services=2"),
+    *("same-second=1,changes=3", "bad-order=0.1", "bad-order=0.3,same-second=1,changes=1", "capitals=0.5"),
+    *("capitals=0.5,bad-services=2", "bad-order=0.3,all=0.1,changes=1,late=4"),
     *("shared=1,revoke=15,changes=1,late=4", "shared=1,forbid-services=2,all=0.1,changes=1"),
 ]
 
@@ -139,6 +144,20 @@ def _count_no_requests(call: Callable[..., Any]) -> Callable[..., Any]:
     return uncounted
 
 
+class _Anything:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _whatever_it_says(known: Callable[..., bytes | None]) -> Callable[..., Any]:
+    def blind(self: Ledger, key: bytes, *, recent: bool) -> Any:
+        return None if known(self, key, recent=recent) is None else _Anything()
+
+    return blind
+
+
 async def _commit_uncounted(self: Writer, batch: Any) -> None:
     await self._offload(self._sink.commit, batch)
     self._turn.release()
@@ -165,7 +184,14 @@ SABOTAGE = {
         PlatformClock, "observe", _believe_the_latest, "P1|P3", "clock-skew=0.3,changes=1"
     ),
     "what a clock that was ahead had written down stays": Sabotage(
-        PortfolioLoad, "_heed_clock", lambda _: None, "P1|P3", "skew-first=3,changes=1"
+        Beginning, "heed_clock", lambda _: None, "P1|P3", "skew-first=3,changes=1"
+    ),
+    "two changes within one second are one version": Sabotage(
+        Ledger, "_known", _whatever_it_says(Ledger._known), "P1|P3", "same-second=1,changes=2"
+    ),
+    "what is kept aside is not asked for": Sabotage(Aside, "to_ask_for", lambda *_, **__: [], "P3|P7", "bad-order=0.2"),
+    "what is kept aside is not told": Sabotage(
+        PortfolioLoad, "_name_what_is_left_out", lambda _: None, "P7", "bad-order=0.2"
     ),
     "a slot is free at once": Sabotage(RequestBudget, "_release", _free_all, "P4"),
     "a pause is ignored": Sabotage(RequestBudget, "pause", lambda *_: None, "P5"),

@@ -82,7 +82,7 @@ def version_of_line(line: bytes) -> Version:
         content = _SORTED.encode(order)
     except msgspec.MsgspecError:  # one that only a more lenient reader takes, kept as it came
         id_, updated, state = _leniently(line)
-        content = line
+        content = line.rstrip()
     return version(id_, updated, digest(_UUID.sub(_lower, content)), state if isinstance(state, str) else "")
 
 

@@ -62,6 +62,7 @@ def test_an_order_that_only_a_lenient_reader_takes_has_a_version_too() -> None:
     raw = line(Number="@").replace(b"@", b"\\ud83d")
     version = version_of_line(raw)
     assert version.key == version_of_line(line()).key
+    assert version == version_of_line(raw + b"\n")
     assert version.content == version_of_line(raw).content != version_of_line(line()).content
 
 
