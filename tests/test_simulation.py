@@ -191,7 +191,7 @@ SABOTAGE = {
     ),
     "what is kept aside is not asked for": Sabotage(Aside, "to_ask_for", lambda *_, **__: [], "P3|P7", "bad-order=0.2"),
     "what is kept aside is not told": Sabotage(
-        PortfolioLoad, "_name_what_is_left_out", lambda _: None, "P7", "bad-order=0.2"
+        PortfolioLoad, "_name_what_is_left_out", lambda _: None, "P1|P7", "bad-order=0.2"
     ),
     "a slot is free at once": Sabotage(RequestBudget, "_release", _free_all, "P4"),
     "a pause is ignored": Sabotage(RequestBudget, "pause", lambda *_: None, "P5"),
