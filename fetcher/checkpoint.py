@@ -73,6 +73,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     selection: str
     began: datetime
+    """By the platform's clock."""
+    ours: datetime | None = None
+    """The same by this machine's clock, by which the next run sees whether the platform's was ahead."""
     ended: datetime | None = None
     """`None`: it is running, or was killed."""
     outcome: str = "running or killed"

@@ -9,7 +9,8 @@ wait while the sink is behind (promise P6).
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Protocol, TypeVar
@@ -75,6 +76,7 @@ class Job:
         transport: how to reach the platform; `None`: over HTTP.
         offload: where the sink's methods run, but for `encode`; `None`: in a thread of their own.
         chance: where jitter comes from.
+        ours: this machine's time, in seconds since 1970.
         processes: how many load; more than one are processes of their own, which make the configured sink themselves
             to encode pages, and can `run` alone.
         hurried: for `plan` and `check`, which nobody wants to wait for: a platform that is out of reach is given up
@@ -93,6 +95,7 @@ class Job:
         transport: Transport | None = None,
         offload: Offload | None = None,
         chance: random.Random | None = None,
+        ours: Callable[[], float] = time.time,
         processes: int = 1,
         hurried: bool = False,
     ) -> None:
@@ -107,7 +110,7 @@ class Job:
         patience = HURRY if hurried else None
         self._here: Portfolios | None = None
         if processes == 1:
-            self._here = Portfolios(config, full=full, transport=transport, chance=chance, patience=patience)
+            self._here = Portfolios(config, full=full, transport=transport, chance=chance, ours=ours, patience=patience)
         self._crew = Crew(config, processes, full=full) if processes > 1 else None
         self._exits = AsyncExitStack()
         self._group: TaskGroup | None = None

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from types import TracebackType
@@ -56,6 +57,7 @@ class Portfolios:
         claims: which portfolio loads what several see; `None`: nobody else is asked.
         transport: how to reach the platform; `None`: over HTTP.
         chance: where jitter comes from.
+        ours: this machine's time, in seconds since 1970.
         patience: `None`: as configured.
     """
 
@@ -70,6 +72,7 @@ class Portfolios:
         claims: Claims | None = None,
         transport: Transport | None = None,
         chance: random.Random | None = None,
+        ours: Callable[[], float] = time.time,
         patience: Patience | None = None,
     ) -> None:
         self._config = config
@@ -77,6 +80,7 @@ class Portfolios:
         self._claims = claims or FirstCome()
         self._transport = transport
         self._patience = patience
+        self._ours = ours
         self._chance = chance or random.Random()  # noqa: S311 jitter, no secret
         self._exits = AsyncExitStack()
         self._connectors: dict[str, Connector] = {}
@@ -194,6 +198,7 @@ class Portfolios:
             opens_per_second=limits.opens_per_second,
             outage_seconds=patience.outage_seconds if patience else limits.outage_minutes * 60,
             chance=self._chance,
+            ours=self._ours,
         )
         budgets: dict[str, RequestBudget] = {}  # by token: two portfolios may, by mistake, have the same
         for name, token in tokens.items():

@@ -404,6 +404,7 @@ class Story:
                     transport=self.transport,
                     offload=inline,
                     chance=self.chance,
+                    ours=lambda: self.transport.now() - 5 * 3600,
                 ) as job:
                     report = await self._run_job(job, sink, trouble)
         except TimeoutError:

@@ -82,7 +82,7 @@ def _drop_the_last(sift: Callable[..., Sifted]) -> Callable[..., Sifted]:
 def _believe_the_latest(self: Any, date: str | None, _sent: float, began: float) -> None:
     told = self._seconds(date)
     if told is not None:
-        self._least = max(self._least or 0.0, told - began)
+        self._least = self._latest = max(self._least or 0.0, told - began)
 
 
 def _free_all(budget: Any) -> None:
@@ -181,10 +181,10 @@ SABOTAGE = {
         Checkpoint, "advance", lambda self, shard, _position: self.finish(shard), "P1|P3"
     ),
     "the latest Date is believed": Sabotage(
-        PlatformClock, "observe", _believe_the_latest, "P1|P3", "clock-skew=0.3,changes=1"
+        PlatformClock, "observe", _believe_the_latest, "P1|P2|P3", "clock-skew=0.3,changes=1"
     ),
     "what a clock that was ahead had written down stays": Sabotage(
-        Beginning, "heed_clock", lambda _: None, "P1|P3", "skew-first=3,changes=1"
+        Beginning, "heed_clock", lambda _: None, "P1|P2|P3", "skew-first=3,changes=1"
     ),
     "two changes within one second are one version": Sabotage(
         Ledger, "_known", _whatever_it_says(Ledger._known), "P1|P3", "same-second=1,changes=2"

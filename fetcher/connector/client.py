@@ -20,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
@@ -80,17 +81,24 @@ class Platform:
             It is no guard; that is each token's `RequestBudget`.
         outage_seconds: how long a platform that is down, or asks to wait, is waited for.
         chance: where jitter comes from.
+        ours: this machine's time, in seconds since 1970.
     """
 
     BURST = 20
     """Requests opened at once, before the pace counts."""
 
     def __init__(
-        self, transport: Transport, *, opens_per_second: float, outage_seconds: float, chance: random.Random
+        self,
+        transport: Transport,
+        *,
+        opens_per_second: float,
+        outage_seconds: float,
+        chance: random.Random,
+        ours: Callable[[], float] = time.time,
     ) -> None:
         self.transport = transport
         self.pacer = AsyncLimiter(self.BURST, self.BURST / opens_per_second)
-        self.clock = PlatformClock(asyncio.get_running_loop().time)
+        self.clock = PlatformClock(asyncio.get_running_loop().time, ours)
         self.circuit = Circuit(outage_seconds, chance)
         self.outage_seconds = outage_seconds
         self.chance = chance

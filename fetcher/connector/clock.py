@@ -9,7 +9,8 @@ were it late, a little would be read again; were it ahead, what changes until th
    to whole seconds. Answers whose bounds do not meet contradict each other, and the earlier one counts, whichever came
    first. One of several machines that is ahead, all the time or once, is so found out by any other's answer.
 3. What was taken for the time earlier is looked at anew: `at` tells what time it was then, by all that is known now.
-   Whoever writes a time down for later runs asks again before it does.
+   Whoever writes a time down for later runs asks again before it does. What a run found out too late, or not at all,
+   the next one sees: by our own clock more time has passed since than by the platform's.
 
 What a wrong one can cost: a machine that is late, or whose clock goes back, makes a run's end as much earlier, and the
 next run reads as much again. Only a time before this program was written is not believed while others tell a later one:
@@ -93,6 +94,10 @@ class PlatformClock:
     def latest(self) -> datetime:
         """The latest time that it may be by any answer, whatever others say: for who reads on to what is newest."""
         return self.now() if self._least is None else _EPOCH + timedelta(seconds=self._latest + self._ticks())
+
+    def ours(self) -> datetime:
+        """The time of this machine, which may be wrong: for a comparison with itself."""
+        return _EPOCH + timedelta(seconds=self._ours())
 
     def stamp(self) -> datetime:
         """The platform's time, for what came now: later than every stamp before, whatever is found out meanwhile."""

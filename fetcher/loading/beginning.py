@@ -32,6 +32,8 @@ class Beginning:
 
     CLOCK_TOLERANCE = timedelta(seconds=2)
     """By which the platform's machines may differ: what a run leaves for the next is more."""
+    CLOCKS_DIFFER = timedelta(seconds=60)
+    """By which our clock and the platform's may differ more, or less, from one run to the next."""
 
     def __init__(self, config: Config, clock: PlatformClock, checkpoint: Checkpoint) -> None:
         self._config = config
@@ -40,6 +42,7 @@ class Beginning:
         # All mutable state. The first `target` sets when; `heed_clock` moves `_began` and `_remembered_from` to earlier
         # times, and counts that; `remember_from` is called before anything is walked.
         self._began: datetime | None = None
+        self._ours: datetime | None = None
         self._tick = 0.0
         self._cuts = 0
         self._remembered_from = ""
@@ -48,6 +51,11 @@ class Beginning:
     def began(self) -> datetime | None:
         """When, by the platform's clock as it was last heeded; `None`: not yet."""
         return self._began
+
+    @property
+    def ours(self) -> datetime | None:
+        """When, by this machine's clock, by which the next run sees whether the platform's was ahead."""
+        return self._ours
 
     @property
     def tick(self) -> float:
@@ -69,6 +77,7 @@ class Beginning:
         orders, limits = self._config.orders, self._config.limits
         if self._began is None:
             self._tick = anyio.current_time()
+            self._ours = self._clock.ours()
         now = self._clock.at(self._tick)
         settled_end = (now - timedelta(seconds=orders.settle_seconds)).replace(microsecond=0)
         end = settled_end if orders.updated_until is None else min(settled_end, orders.updated_until)
@@ -83,6 +92,21 @@ class Beginning:
             months=limits.window_months,
             shard_by=limits.shard_by,
         )
+
+    def overstated(self, target: Target) -> datetime | None:
+        """From when on earlier runs may not have read what they noted, as the clock was ahead; `None`: it was not."""
+        last = self._checkpoint.last_run
+        if self._began is None:
+            return None
+        found: list[datetime] = []
+        if self._checkpoint.reaches_beyond(self._began):  # it was ahead, or is behind now
+            found.append(target.settled)
+        if last is not None and last.ours is not None:
+            # Ours may have been set in between: then a little is read again.
+            truly = self._began - max(timedelta(0), self._clock.ours() - last.ours)
+            if last.began - truly > self.CLOCKS_DIFFER:
+                found.append(min(target.settled, target.settled - (self._began - truly)))
+        return min(found, default=None)
 
     def remember_from(self, settled: datetime) -> None:
         """The walks that come now read nothing again that was updated before `settled`."""

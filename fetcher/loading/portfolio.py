@@ -172,14 +172,14 @@ class PortfolioLoad:
 
     async def _load(self, found: Discovered, target: Target) -> None:
         """Load what it has claimed."""
-        checkpoint, began = self._checkpoint, self._beginning.began
+        checkpoint = self._checkpoint
         self._announce()
         if checkpoint.empty and not checkpoint.other_selections:
             checkpoint.note_since(target.settled)
         if self._full:
             checkpoint.forget()  # what is refused, too
-        elif began is not None and checkpoint.reaches_beyond(began):
-            checkpoint.cut(target.settled)  # the clock was ahead in an earlier run, or is behind now
+        elif (before := self._beginning.overstated(target)) is not None:
+            checkpoint.cut(before)
         self._refusals.expect(found.services)
         shards, going_on = self.shards(found, target)
         write_down(checkpoint, found.services, going_on)
@@ -312,6 +312,7 @@ class PortfolioLoad:
         return RunRecord(
             selection=self._checkpoint.selection,
             began=self._beginning.began or now,
+            ours=self._beginning.ours,
             ended=None if outcome == "running or killed" else now,
             outcome=outcome,
             watermark=watermark,
