@@ -19,6 +19,7 @@ from fetcher.errors import PlatformError
 from fetcher.loading.aside import Aside
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
+from fetcher.loading.pool import Pool
 from fetcher.loading.portfolio import PortfolioLoad
 from fetcher.loading.walk import Walk
 from fetcher.page_size import PageSize
@@ -201,6 +202,7 @@ SABOTAGE = {
     "pages are kept": Sabotage(Walk, "_step", _keep_the_pages(Walk._step), "P6"),
     "there is room for any number of pages": Sabotage(Portfolios, "ROOM", 10**6, "P6"),
     "a failure is not told": Sabotage(Tally, "fail", lambda *_, **__: None, "P7"),
+    "a shard that fails is not told": Sabotage(Pool, "_fail", lambda *_: None, "P7|P12"),
     "what is too heavy is asked again": Sabotage(PageSize, "shrink", lambda *_, **__: True, "P8"),
     "a call goes on though it is cancelled": Sabotage(Connector, "call", _linger(Connector.call), "P9"),
     "a property that is not documented spoils its order": Sabotage(

@@ -127,6 +127,19 @@ def test_many_are_asked_for_a_thousand_ids_at_once_and_page_by_page() -> None:
     assert case.checkpoint.aside() == {}
 
 
+def test_a_platform_that_gives_the_same_page_again_is_not_asked_for_ever() -> None:
+    class Stuck(ById):
+        async def call(self, operation: OrdersOperation, request: OrdersRequest, room: anyio.Semaphore) -> Answer[Any]:
+            assert len(self.requests) < 9
+            first = structs.replace(request.limitation, cursor=None)
+            return await super().call(operation, structs.replace(request, limitation=first), room)
+
+    connector = Stuck([good(number) for number in range(60)])
+    _, came = asked(connector, [bad(number) for number in range(60)], page_size=50)
+    assert len(connector.requests) == 2
+    assert set(came) == {good(number)["Id"] for number in range(50)}
+
+
 def test_pages_that_are_too_heavy_are_asked_for_smaller() -> None:
     connector = ById([good(number) for number in range(60)], heavy=60)
     _, came = asked(connector, [bad(number) for number in range(60)], page_size=400)

@@ -94,7 +94,7 @@ def test_machines_that_differ_a_little_and_a_clock_that_was_late_change_nothing(
     async def scene(clock: PlatformClock, beginning: Beginning, checkpoint: Checkpoint) -> None:
         target = beginning.target()
         checkpoint.finish(Shard(service_ids=("a",), window=target.window, settled=target.settled))
-        for moment in (NOW - timedelta(seconds=1), NOW + timedelta(hours=1)):
+        for moment in (NOW - timedelta(seconds=2), NOW + timedelta(hours=1)):
             told(clock, moment)
             beginning.heed_clock()
         assert beginning.cuts == 0

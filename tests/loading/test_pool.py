@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec import structs
 
 from fetcher.checkpoint import Checkpoint, Position
 from fetcher.connector.operations import EnterprisesRequest, OrdersOperation, OrdersRequest
@@ -41,6 +42,7 @@ class Case:
         self.checkpoint = Checkpoint("north", None, {}, {})
         self.tally = Tally(portfolio="north")
         self.orders: list[str] = []
+        self.records: dict[str, str | None] = {}
         operation = self.scope.operation
         self.refusals = Refusals(connector, operation, self.checkpoint, self.tally)  # type: ignore[arg-type]
         self.refusals.expect([ServiceRef("e", service(number)) for number in range(SERVICES)])
@@ -60,7 +62,7 @@ class Case:
     async def take(self, delivery: Delivery) -> None:
         if isinstance(delivery.page, Page):
             self.orders += [order.id for order in delivery.page.orders]
-        delivery.accept()
+        self.records |= delivery.accept()
 
     async def walk(self, *shards: Shard, **options: Any) -> set[str]:
         at = Position(None, self.scope.page_size)
@@ -103,7 +105,7 @@ def test_every_order_of_every_shard_is_handed_over_once_and_the_shards_are_done(
 def test_what_closes_a_run_leaves_no_record() -> None:
     case, _ = played(FakeConnector(hourly(100, SERVICES)), *shards(0, 1), closing=True)
     assert case.orders
-    assert case.checkpoint.take_changes() == {}
+    assert case.records == {}
 
 
 @pytest.mark.parametrize(
@@ -111,9 +113,10 @@ def test_what_closes_a_run_leaves_no_record() -> None:
     [
         (shards(0, open_ended=True), ""),
         (shards(0), "0"),  # its end is long past
-        ([*shards(0, open_ended=True), *shards(0)], "0"),
+        ([*shards(0, open_ended=True), *shards(0, open_ended=True)], "0"),
+        ([*shards(0, open_ended=True), *shards(1, open_ended=True)], ""),
     ],
-    ids=["at once", "not to the newest", "two of one service"],
+    ids=["at once", "not to the newest", "two of one service", "one of each"],
 )
 def test_only_a_service_that_was_read_at_once_has_not_moved_unseen(walks: Sequence[Shard], moving: str) -> None:
     recent = Window(NOW - timedelta(days=60), NOW)
@@ -127,6 +130,12 @@ def test_one_that_is_split_has_moved_and_loses_nothing() -> None:
     assert sorted(case.orders) == sorted(ids(connector.orders))
     assert moving == set(together().service_ids)
     assert case.tally.shards_planned == case.tally.shards_done > 1
+
+
+def test_one_that_is_split_has_moved_though_each_part_was_read_at_once() -> None:
+    recent = Window(NOW - timedelta(days=60), NOW)
+    whole = structs.replace(together(), window=recent, settled=NOW, open_ended=True)
+    assert played(FakeConnector([], Trouble(services=2)), whole)[1] == set(whole.service_ids)
 
 
 def test_until_the_platform_has_taken_one_only_a_few_walk_side_by_side() -> None:

@@ -13,6 +13,7 @@ from fetcher.checkpoint import Checkpoint, Position, owners_of
 from fetcher.loading.remaining import divide, remaining, under_way, write_down
 from fetcher.plan import ServiceRef, Shard, Target
 from fetcher.windows import Window, Windows, union
+from tests.sets import intersection
 
 DAYS = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=number) for number in range(10)]
 TARGET = Target(window=Window(DAYS[0], DAYS[8]), settled=DAYS[8], open_ended=True, months=3, shard_by="portfolio")
@@ -68,6 +69,7 @@ def test_new_walks_old_ones_and_what_is_covered_make_up_the_target_of_every_serv
     for service in SERVICES:
         windows = [*of_service(shards, service.id), *of_service(going_on, service.id)]
         assert union((*windows, *covered.get(service.id.lower(), ()))) == (TARGET.window,)
+        assert not intersection(of_service(shards, service.id), of_service(going_on, service.id))
         if again and service.id == "a":
             assert all(one.repeats for one in [*shards, *going_on] if "a" in one.service_ids)
     # It does not matter whether the walks are written down before they go on.
