@@ -15,7 +15,7 @@ import fetcher
 from fetcher.checkpoint import describe
 from fetcher.errors import IncompleteError
 from fetcher.simulator import parse_faults
-from fetcher.simulator.platform import SPOILS, spoil_order
+from fetcher.simulator.answers import SPOILS, spoil_order
 from fetcher.simulator.world import MICROS
 from fetcher.sinks import make_sink
 from tests.held import contents, held, rows, twice

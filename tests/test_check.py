@@ -21,7 +21,7 @@ from fetcher.connector.transport import Heard, Reply
 from fetcher.job import Job
 from fetcher.prospect import DEADLINE_SECONDS, Check, PortfolioPlan
 from fetcher.simulator import Behaviour, Size, parse_faults
-from fetcher.simulator.platform import Response
+from fetcher.simulator.answers import Response
 from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink, make_sink
 from tests.http import Site, site
 from tests.virtual import run_virtually

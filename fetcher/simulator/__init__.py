@@ -7,8 +7,9 @@ server = SimulatorServer(SimulatedPlatform(World(seed, Size(), now)))
 async with server.serve() as address: ...                    # in this one
 """
 
+from fetcher.simulator.answers import Response
 from fetcher.simulator.faults import Faults, known_kinds, parse_faults
-from fetcher.simulator.platform import Behaviour, Response, SimulatedPlatform, Stats
+from fetcher.simulator.platform import Behaviour, SimulatedPlatform, Stats
 from fetcher.simulator.process import Simulator, config_text, start_process
 from fetcher.simulator.server import Latency, SimulatorServer
 from fetcher.simulator.world import Size, World

@@ -13,21 +13,18 @@ The order in which a request is looked at, as a real platform's layers would:
 
 from __future__ import annotations
 
-import gzip
 import random
 import re
-import zlib
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import formatdate
-from functools import cache
 from hashlib import blake2b
-from typing import Literal
 
 import msgspec
 
+from fetcher.simulator.answers import DAMAGES, JSON, SIMPLE, Response, message, spoil_order
 from fetcher.simulator.contract import (
     CALLS,
     Call,
@@ -46,19 +43,7 @@ from fetcher.simulator.faults import Faults
 from fetcher.simulator.window import SlidingWindow
 from fetcher.simulator.world import MICROS, STATES, Enterprise, Found, Portfolio, World, micros
 
-Delivery = Literal["whole", "reset", "lost", "stall", "truncated", "endless"]
-"""How an answer reaches its caller; `lost`: the request did not even arrive."""
-
 RETRY_AFTER = ("seconds", "date", "absent", "zero")
-
-
-class Response(msgspec.Struct, frozen=True):
-    """An answer, not compressed unless its headers say so."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-    delivery: Delivery = "whole"
 
 
 class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +167,7 @@ class SimulatedPlatform:
         except _StalledError:
             self._struck("heavy-stalls")
             self._count_heavy(body)
-            response = _SIMPLE["stall"]
+            response = SIMPLE["stall"]
         if response.status == 408:
             self._count_heavy(body)
         if portfolio is not None:
@@ -298,7 +283,7 @@ class SimulatedPlatform:
             wait = self._chance.uniform(0, 3)
         if wait is None:
             return None
-        return Response(429, {**_JSON, **self._retry_after(wait, now)}, _message("Request limit exceeded"))
+        return Response(429, {**JSON, **self._retry_after(wait, now)}, message("Request limit exceeded"))
 
     def _retry_after(self, wait: float, now: float) -> dict[str, str]:
         """The header that tells to wait `wait` seconds, as this platform tells it."""
@@ -316,20 +301,20 @@ class SimulatedPlatform:
         self._pausing = False
         self._struck("outage-pause")
         self._go_down(now)
-        headers = {**_JSON, "Retry-After": str(int(self.faults.condition("outage-pause")))}
-        return Response(503, headers, _message("Unavailable"))
+        headers = {**JSON, "Retry-After": str(int(self.faults.condition("outage-pause")))}
+        return Response(503, headers, message("Unavailable"))
 
     # 5. Faults
 
     def _answer(self, call: Call, portfolio: Portfolio, headers: Mapping[str, str], fault: str | None) -> Response:
         self._check_access(call, portfolio)
-        if fault is not None and fault in _SIMPLE:
+        if fault is not None and fault in SIMPLE:
             self._struck(fault)
-            return _SIMPLE[fault]
+            return SIMPLE[fault]
         if fault == "503":
             self._struck(fault)
             after = {"Retry-After": "1"} if self._chance.random() < 0.5 else {}
-            return Response(503, {**_JSON, **after}, _message("Unavailable"))
+            return Response(503, {**JSON, **after}, message("Unavailable"))
         page = self._page(call, portfolio, fault)
         capitals = self.faults.condition("capitals")
         if page is not None and capitals and self._chance.random() < capitals:
@@ -338,10 +323,10 @@ class SimulatedPlatform:
             if self.behaviour.minimal and headers.get("Prefer", "").replace(" ", "") == "return=minimal":
                 return Response(204, {}, b"")
             page = msgspec.json.encode({_LISTS[type(call)]: [], "Cursor": None})
-        if fault is not None and fault in _DAMAGES:
+        if fault is not None and fault in DAMAGES:
             self._struck(fault)
-            return _DAMAGES[fault](page, self._chance)
-        return Response(200, _JSON, page)
+            return DAMAGES[fault](page, self._chance)
+        return Response(200, JSON, page)
 
     @property
     def _first(self) -> Portfolio:
@@ -604,7 +589,7 @@ class SimulatedPlatform:
             self.stats.against_contract_count += 1
             if len(self.stats.against_contract) < 20:
                 self.stats.against_contract.append(f"{path if path in CALLS else '(no operation)'}: {error.message}")
-        return Response(error.status, _JSON, _message(error.message))
+        return Response(error.status, JSON, message(error.message))
 
     def _count(self, count: Count, response: Response) -> None:
         count.requests += 1
@@ -623,7 +608,7 @@ class SimulatedPlatform:
         return f"{self._requests:08x}-5157-4000-8000-{self._chance.getrandbits(48):012x}"
 
 
-_JSON = {"Content-Type": "application/json; charset=utf-8"}
+_UUID = re.compile(rb'"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"')
 _LISTS: dict[type, str] = {
     EnterprisesCall: "Enterprises",
     ServicesCall: "Services",
@@ -633,10 +618,6 @@ _LISTS: dict[type, str] = {
 
 def _orders(bodies: Sequence[bytes], cursor: str) -> bytes:
     return b'{"ProductServiceOrders":[%b],"Cursor":"%b"}' % (b",".join(bodies), cursor.encode())
-
-
-def _message(text: str) -> bytes:
-    return msgspec.json.encode({"Message": text, "RequestId": None, "Details": None})
 
 
 def _slice(name: str, items: Sequence[tuple[str, bytes]], limitation: Limitation) -> bytes | None:
@@ -652,84 +633,3 @@ def _slice(name: str, items: Sequence[tuple[str, bytes]], limitation: Limitation
         return None
     bodies = b",".join(body for _, body in part)
     return b'{"%b":[%b],"Cursor":"%b"}' % (name.encode(), bodies, part[-1][0].encode())
-
-
-_HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502</h1><p>nginx</p></body></html>"
-
-# Faults that need no page.
-_SIMPLE: dict[str | None, Response] = {
-    "500": Response(500, _JSON, _message("Internal error")),
-    "502": Response(502, {"Content-Type": "text/html"}, _HTML),
-    "408": Response(408, _JSON, _message("Request timed out")),
-    "401": Response(401, _JSON, _message("Invalid AccessToken")),
-    "not-json": Response(200, {"Content-Type": "text/html"}, _HTML),
-    "nested": Response(200, _JSON, b'{"ProductServiceOrders":' + b"[" * 200_000),
-    "redirect": Response(307, {"Location": "https://example.com/elsewhere"}, b""),
-    "reset": Response(200, _JSON, b"", "reset"),
-    "stall": Response(200, _JSON, b"", "stall"),
-    "endless": Response(200, _JSON, b'{"ProductServiceOrders":[', "endless"),
-}
-
-
-_UUID = re.compile(rb'"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"')
-_OF_NUMBER = re.compile(rb'"Number":"\d+"')
-_OF_VOUCHER = re.compile(rb'"VoucherId":(?:null|"[^"]*")')
-_OF_CANCELLED = re.compile(rb'"CancelledUtc":(?:null|"[^"]*")')
-_OF_UPDATER = re.compile(rb'"UpdaterProfileId":"([^"]*)"')
-
-SPOILS: dict[str, Callable[[bytes], bytes]] = {
-    "a number for text": lambda body: _OF_NUMBER.sub(b'"Number":7', body),
-    "a required property is missing": lambda body: _OF_NUMBER.sub(b"", body).replace(b",,", b",", 1),
-    "a required property is null": lambda body: _OF_NUMBER.sub(b'"Number":null', body),
-    "half of a surrogate pair": lambda body: _OF_NUMBER.sub(rb'"Number":"\\ud83d"', body),
-    "a raw control character": lambda body: _OF_NUMBER.sub(b'"Number":"\x01"', body),
-    "UpdatedUtc is no time": lambda body: body.replace(b'"UpdatedUtc":"', b'"UpdatedUtc":"soon, after ', 1),
-    "NUL in text": lambda body: _OF_NUMBER.sub(rb'"Number":"7\\u0000"', body),
-    "an empty id": lambda body: _OF_VOUCHER.sub(b'"VoucherId":""', body),
-    "an id in braces": lambda body: _OF_UPDATER.sub(rb'"UpdaterProfileId":"{\1}"', body),
-    "an empty time": lambda body: _OF_CANCELLED.sub(b'"CancelledUtc":""', body),
-}
-"""Ways in which an order can be spoiled, by name; the last four can be read, and kept by some sinks."""
-
-
-def spoil_order(body: bytes, share: float) -> bytes:
-    """The order, spoiled if it is among that share of all; always the same ones, each always in the same way."""
-    number = int.from_bytes(blake2b(body[7:43], digest_size=8).digest(), "big")
-    if number % 1_000_000 >= share * 1_000_000:
-        return body
-    return list(SPOILS.values())[number // 1_000_000 % len(SPOILS)](body)
-
-
-def _zero_middle(page: bytes, chance: random.Random) -> bytes:
-    """A piece of `page` damaged so that nobody can take it for data."""
-    at = chance.randrange(max(1, len(page) - 40))
-    return page[:at] + b"\x00" * min(40, len(page)) + page[at + 40 :]
-
-
-def _large(page: bytes, _chance: random.Random) -> Response:
-    return Response(200, _JSON, b'{"Padding":"' + b"x" * (80 * 2**20) + b'",' + page[1:])
-
-
-def _bomb(_page: bytes, _chance: random.Random) -> Response:
-    return Response(200, {**_JSON, "Content-Encoding": "gzip"}, _zeros())
-
-
-@cache
-def _zeros() -> bytes:
-    """256 MiB of nothing, as gzip: it takes a while to make, and is always the same."""
-    pieces = zlib.compressobj(9, wbits=31)
-    zeros = bytes(2**20)
-    return b"".join([pieces.compress(zeros) for _ in range(256)]) + pieces.flush()
-
-
-# Faults that do something to the page.
-_DAMAGES: dict[str | None, Callable[[bytes, random.Random], Response]] = {
-    "truncated": lambda page, _: Response(200, _JSON, page, "truncated"),
-    "corrupt": lambda page, chance: Response(200, _JSON, _zero_middle(page, chance)),
-    "gzip": lambda page, chance: Response(
-        200, {**_JSON, "Content-Encoding": "gzip"}, _zero_middle(gzip.compress(page, 1), chance)
-    ),
-    "not-utf8": lambda page, _: Response(200, _JSON, page[:-2] + b'\xff\xfe"}'),
-    "bomb": _bomb,
-    "large": _large,
-}

@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from fetcher.simulator.answers import Response
 from fetcher.simulator.faults import parse_faults
-from fetcher.simulator.platform import Response, SimulatedPlatform
+from fetcher.simulator.platform import SimulatedPlatform
 
 try:
     from isal import igzip as _gzip  # the `speed` extra

@@ -20,7 +20,7 @@ from fetcher.loading.refusals import Refusals
 from fetcher.loading.refused import SAMPLE, Denied, find_denied, find_refused
 from fetcher.progress import Report
 from fetcher.simulator import Latency, Size, parse_faults
-from fetcher.simulator.platform import Response
+from fetcher.simulator.answers import Response
 from tests.http import Site, site
 
 
