@@ -545,7 +545,7 @@ class SimulatedPlatform:
         fault: str | None,
     ) -> int:
         """Where in `found` the items older than the cursor begin."""
-        cursor = call.limitation.cursor or ""
+        cursor = (call.limitation.cursor or "").lower()
         number = self.world.order_number(cursor) if len(cursor) == 36 else None
         if number is None or fault == "cursor":
             if fault == "cursor":
