@@ -624,7 +624,7 @@ def _slice(name: str, items: Sequence[tuple[str, bytes]], limitation: Limitation
     """A page of enterprises or services, which never change here; `None` if it is empty."""
     first = 0
     if limitation.cursor is not None:
-        places = [place for place, (id_, _) in enumerate(items) if id_ == limitation.cursor]
+        places = [place for place, (id_, _) in enumerate(items) if id_ == limitation.cursor.lower()]
         if not places:
             raise RefusedError(400, "Invalid Cursor")
         first = places[0] + 1
