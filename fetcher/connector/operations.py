@@ -284,6 +284,6 @@ def raw_orders(body: bytes) -> Sequence[bytes | msgspec.Raw]:
         return []
     try:
         return _RAW_PAGE.decode(body).items
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         cut = cut_items(body, _ORDERS)
         return [] if cut is None else cut[0]

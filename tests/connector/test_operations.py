@@ -112,6 +112,18 @@ def test_a_line_of_its_own_is_what_an_order_is_kept_as() -> None:
     assert json.loads(rejected.raw) == {**BAD, "Number": 7}
 
 
+def test_a_page_of_which_one_order_is_nested_too_deep_is_cut_into_the_bytes_of_each() -> None:
+    deep = text(GOOD)[:-1] + b',"Deep":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    page = body(text(GOOD), deep, text(LAST))
+    operation = OrdersOperation()
+    with pytest.raises(RecursionError):
+        operation.decode(page)
+    listing = operation.salvage(page)
+    assert listing is not None
+    assert (len(listing.items), list(listing.rejected)) == (2, [1])
+    assert [bytes(raw) for raw in raw_orders(page)] == [text(GOOD), deep, text(LAST)]
+
+
 def test_unknown_properties_are_noticed_beside_an_order_that_cannot_be_read() -> None:
     operation = OrdersOperation()
     listing = operation.decode(body(text({**BAD, "Number": 7}), text({**GOOD, "Tier": "gold"})))
