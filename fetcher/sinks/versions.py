@@ -75,13 +75,15 @@ def version_of_line(line: bytes) -> Version:
     try:
         key = _KEY.decode(line)
         id_, updated, state = key.id, key.updated, key.state
+    except msgspec.MsgspecError:  # one that only a more lenient reader takes, kept as it came
+        id_, updated, state = _leniently(line)
+    try:
         order = {name: value for name, value in _ANY.decode(line).items() if value is not None}
         for name in _TIMES:
             if isinstance(time := order.get(name), str):
                 order[name] = normal_time(time)
         content = _SORTED.encode(order)
-    except msgspec.MsgspecError:  # one that only a more lenient reader takes, kept as it came
-        id_, updated, state = _leniently(line)
+    except (msgspec.MsgspecError, ValueError):  # likewise, or a number that no reader takes
         content = line.rstrip()
     return version(id_, updated, digest(_UUID.sub(_lower, content)), state if isinstance(state, str) else "")
 

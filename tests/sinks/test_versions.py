@@ -54,6 +54,13 @@ def test_other_content_under_the_same_time_is_another_version_of_the_same_order_
     assert first.content != second.content
 
 
+@pytest.mark.parametrize("value", ["1" * 5000, "-" + "9" * 100_000])
+def test_a_property_that_no_reader_takes_is_part_of_the_content_as_it_came(value: str) -> None:
+    odd = line()[:-1] + f',"Odd":{value}}}'.encode()
+    assert version_of_line(odd).content == version_of_line(odd + b"\n").content != version_of_line(line()).content
+    assert (version_of_line(odd).key, version_of_line(odd).state) == (version_of_line(line()).key, "Confirmed")
+
+
 def test_another_time_is_another_version() -> None:
     assert version_of_line(line()).key != version_of_line(line(UpdatedUtc="2024-01-01T00:00:01Z")).key
 
