@@ -27,6 +27,8 @@ from email.utils import parsedate_to_datetime
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _WRITTEN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+_LAST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
+"""What is later is no time: whatever is reckoned from it would lie beyond the year 9999, which Python does not know."""
 
 
 class PlatformClock:
@@ -109,6 +111,8 @@ class PlatformClock:
             return self._last_date[1]
         moment = parse_http_date(date)
         if date is None or moment is None:
+            return None
+        if moment.timestamp() >= _LAST:
             return None
         self._last_date = date, moment.timestamp()
         return self._last_date[1]

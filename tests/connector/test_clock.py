@@ -44,6 +44,17 @@ def test_it_is_late_by_less_than_a_second_and_an_answer_s_way() -> None:
     assert 0 <= machine.late() <= 1.1
 
 
+@pytest.mark.parametrize("date", ["Fri, 31 Dec 9999 23:59:59 GMT", "Wed, 01 Jan 9000 00:00:00 GMT"])
+def test_one_at_the_end_of_all_times_tells_none(date: str) -> None:
+    machine = Machine()
+    machine.clock.observe(date)
+    assert not machine.clock.known
+    machine.answer()
+    machine.clock.observe(date)
+    assert machine.clock.latest() - machine.truth() < timedelta(seconds=2)
+    assert 0 <= machine.late() <= 1.1
+
+
 @pytest.mark.parametrize("ahead", [2 * HOURS, 5.0, 30 * 24 * HOURS, 366 * 24 * HOURS])
 @pytest.mark.parametrize("order", ["wrong right", "right wrong", "wrong wrong right", "right wrong right wrong"])
 def test_one_that_is_ahead_is_contradicted_by_any_other_whichever_comes_first(ahead: float, order: str) -> None:
