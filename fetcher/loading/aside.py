@@ -5,6 +5,7 @@ They spoil no other order, are named in each run until they are mended, and are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
@@ -13,6 +14,8 @@ from fetcher.checkpoint import AsideRecord, Checkpoint
 from fetcher.connector.types import parse_utc
 from fetcher.progress import Tally
 from fetcher.sinks.base import EncodedPage, Page, RejectedRow, rejected_row
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class AsideChange(msgspec.Struct, frozen=True):
@@ -107,7 +110,7 @@ class Aside:
         waiting = [
             record
             for record in self._checkpoint.aside().values()
-            if record.can_be_asked_for
+            if _askable(record)
             and record.id.lower() not in self._came
             and (whole if record.service_id is None else record.service_id.lower() in services)
         ]
@@ -117,13 +120,19 @@ class Aside:
         """Name each in the run's failures, as far as that is of use to anybody."""
         records = self._checkpoint.aside()
         for record in list(records.values())[: self.MOST_NAMED]:
+            again = "Every run asks for it again" if _askable(record) else "fetcher run --full asks for it again"
             tally.fail(
-                f"order {record.id} is kept aside: {record.reason}. Every run asks for it again",
+                f"order {record.id} is kept aside: {record.reason}. {again}",
                 enterprise=record.enterprise_id,
                 services=() if record.service_id is None else (record.service_id,),
             )
         if len(records) > self.MOST_NAMED:
             tally.fail(f"{len(records) - self.MOST_NAMED:,} more orders are kept aside. See fetcher status")
+
+
+def _askable(record: AsideRecord) -> bool:
+    """Whether the platform can be asked for it by its id: one that is no id has the whole request refused."""
+    return record.can_be_asked_for and _UUID.fullmatch(record.id) is not None
 
 
 def _versions(page: Page) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,6 +126,16 @@ def test_asked_for_are_orders_of_the_services_and_of_unknown_ones_only_if_the_se
     assert asked({SERVICE}, whole=False) == [key(1)]
     assert asked({"another"}, whole=False) == []
     assert asked({SERVICE}, whole=True) == [key(2), key(1)]  # an id that was made up here is of no use to the platform
+
+
+@pytest.mark.parametrize("odd", ["{%s}", "%s0", "x", "%s-%s"])
+def test_an_id_that_is_none_is_not_asked_for_as_all_others_would_be_refused_with_it(odd: str) -> None:
+    aside, checkpoint = fresh()
+    name = odd.replace("%s", key(2))
+    bring(aside, bad(1), bad(2, Id=name))
+    assert [record.id.lower() for record in Aside(checkpoint).to_ask_for({SERVICE}, whole=True)] == [key(1)]
+    aside.name_in(tally := Tally(portfolio="north"))
+    assert ["--full" in failure.error for failure in tally.failed] == [False, True]
 
 
 def test_what_is_given_up_is_kept_no_longer_and_of_what_is_not_kept_nothing_is_said() -> None:
