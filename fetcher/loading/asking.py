@@ -52,6 +52,8 @@ class Asking:
         covered = self._checkpoint.covered()
         remembered = Window(instant_of(scope.settled), _FOR_EVER)
         read = {service: (*covered.get(service, ()), remembered) for service in services}
+        # One of which nobody knows the service may be of one that cannot be asked today: refused, or not seen.
+        everywhere = covered.keys() <= services.keys()
         for first in range(0, len(waiting), MAX_IDS):
             part = waiting[first : first + MAX_IDS]
             try:
@@ -60,7 +62,11 @@ class Asking:
                 self._tally.fail(f"orders that are kept aside could not be asked for again: {error}", error.request_id)
                 return
             # The platform has them no longer, so there is nothing to wait for.
-            gone = [key for record in part if (key := record.id.lower()) not in came]
+            gone = [
+                key
+                for record in part
+                if (key := record.id.lower()) not in came and (everywhere or record.service_id is not None)
+            ]
             await self._handover.give_up(gone, scope.connector.platform.clock.now())
 
     async def _ask_for(

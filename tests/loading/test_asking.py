@@ -69,15 +69,19 @@ class Accepting(Case):
 
 
 def asked(
-    connector: ById, kept: Sequence[dict[str, Any]], covered: bool = True, page_size: int = 100
+    connector: ById,
+    kept: Sequence[dict[str, Any]],
+    covered: bool = True,
+    page_size: int = 100,
+    elsewhere: Sequence[str] = (),
 ) -> tuple[Case, list[str]]:
     """A run that finds these kept aside; and the ids of the orders that it hands over."""
 
     async def play() -> tuple[Case, list[str]]:
         earlier = Accepting()
         await earlier.page(*kept)
-        if covered:
-            earlier.checkpoint.finish(Shard(service_ids=(SERVICE,), window=Window(FROM, NOW), settled=NOW))
+        for service in ([SERVICE] if covered else []) + list(elsewhere):
+            earlier.checkpoint.finish(Shard(service_ids=(service,), window=Window(FROM, NOW), settled=NOW))
         case = Accepting(checkpoint=earlier.checkpoint)
         scope = Scope(
             portfolio="north",
@@ -110,6 +114,14 @@ def test_what_is_as_it_was_stays_and_what_the_platform_has_no_longer_is_given_up
     assert came == []
     assert case.checkpoint.aside().keys() == {key(1)}
     assert case.tally.failed == []
+
+
+@pytest.mark.parametrize("elsewhere", [[], ["99999999-9999-4999-a999-999999999999"]])
+def test_one_of_an_unknown_service_is_given_up_only_where_all_that_were_read_could_be_asked(
+    elsewhere: list[str],
+) -> None:
+    case, _ = asked(ById([]), [bad(1), bad(2, ServiceId=None)], elsewhere=elsewhere)
+    assert case.checkpoint.aside().keys() == ({key(2)} if elsewhere else set())
 
 
 def test_what_a_walk_is_still_to_bring_is_left_to_it() -> None:
