@@ -104,6 +104,10 @@ def rejected_row(page: Page, order: RejectedOrder) -> RejectedRow:
     )
 
 
+_REJECTED_BYTES = 1000
+"""What an order that is kept aside takes in memory beside what came: its row, its record, and their texts."""
+
+
 class EncodedPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page in the sink's own form, as `encode` made it: `rows` orders, about `size` bytes in memory."""
 
@@ -122,11 +126,11 @@ class EncodedPage(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, page: Page, *, rows: int, size: int, payload: Any, rejected: Sequence[RejectedRow] = ()) -> EncodedPage:
-        """What `encode` made of `page`."""
+        """What `encode` made of `page`; `size`: of the payload alone."""
         return cls(
             portfolio=page.portfolio,
             rows=rows,
-            size=size,
+            size=size + sum(len(row.raw) + _REJECTED_BYTES for row in rejected),
             payload=payload,
             rejected=rejected,
             states=page.states,

@@ -448,3 +448,12 @@ def test_a_database_that_cannot_be_reached_is_told_without_the_password() -> Non
 def test_an_address_that_is_none_is_told(url: str) -> None:
     with pytest.raises(ConfigError):
         make_sink(url)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "duckdb", "postgresql"])
+def test_orders_that_are_kept_aside_count_for_the_size_of_a_batch(kind: str, tmp_path: Path) -> None:
+    bad = page([order(number, "2024-01-01T00:00:00Z", Id=None, OriginDetails="x" * 1000) for number in range(10)])
+    url = "postgresql://localhost/nowhere" if kind == "postgresql" else f"{kind}:{tmp_path / 'orders'}"
+    encoded = make_sink(url).encode(bad)
+    assert (encoded.rows, len(encoded.rejected)) == (0, 10)
+    assert encoded.size >= 10 * 2000
