@@ -238,17 +238,21 @@ def _encoded(page: Page) -> EncodedPage:
     if not page.rejected:
         payload = _Lines(text, versions_of(page))
         return EncodedPage.of(page, rows=len(page.orders), size=len(text), payload=payload)
-    kept = [order for order in page.rejected if _can_keep(order)]
+    kept = [order for order in page.rejected if _can_keep(order, page.states)]
     text = b"".join([text, *(b"%b\n" % order.raw for order in kept)])
     latest = max([page.latest, *(order.updated_utc or "" for order in kept)])
     payload = _Lines(text, versions_of(page, latest, twins=True))
-    rejected = [rejected_row(page, order) for order in page.rejected if not _can_keep(order)]
+    rejected = [rejected_row(page, order) for order in page.rejected if not _can_keep(order, page.states)]
     return EncodedPage.of(page, rows=len(page.orders) + len(kept), size=len(text), payload=payload, rejected=rejected)
 
 
-def _can_keep(order: RejectedOrder) -> bool:
-    """Whether an order that cannot be read whole is a line all the same: one can tell which version of what it is."""
-    return order.is_json and None not in (order.id, order.service_id, order.updated_utc)
+def _can_keep(order: RejectedOrder, states: tuple[str, ...] | None) -> bool:
+    """Whether an order that cannot be read whole is a line all the same: one can tell which version of what it is, and,
+    where only some states are asked for, whether it is in one of them.
+    """
+    if not order.is_json or None in (order.id, order.service_id, order.updated_utc):
+        return False
+    return states is None or version_of_line(order.raw).state != ""
 
 
 def make(url: str) -> Sink:

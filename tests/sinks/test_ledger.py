@@ -194,6 +194,16 @@ def test_a_line_is_kept_if_one_can_tell_which_version_of_what_it_is(
     sink.close()
 
 
+@pytest.mark.parametrize("state", [None, 5, {"Name": "Confirmed"}])
+def test_where_states_are_asked_for_a_line_whose_state_cannot_be_told_is_kept_aside(state: Any, tmp_path: Path) -> None:
+    sink = FileCase("jsonl", tmp_path).opened()
+    asked = structs.replace(page([one(state), one("Started", number=2, Number=2)]), states=("Started",))
+    encoded = sink.encode(asked)
+    assert [row.id for row in encoded.rejected] == [one("")["Id"]]
+    assert sum(sink.commit(Batch(pages=[encoded], progress={})).values()) == 1  # it tells its state, if not its number
+    sink.close()
+
+
 def test_a_file_of_that_name_that_is_somebody_s_own_is_not_touched(case: FileCase) -> None:
     case.aside.write_text("mine\n")
     sink = case.opened()
