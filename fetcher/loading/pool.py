@@ -12,7 +12,7 @@ How it goes on after a walk:
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Set
 from functools import partial
 
 import anyio
@@ -61,13 +61,19 @@ class Pool:
         self._handover = handover
         self._checkpoint = checkpoint
         self._tally = tally
-        # All mutable state. `walk` begins with new ones but for `_taken`; its walkers take from the queue, put back
-        # what a shard becomes, and add to what moved.
+        # All mutable state. `walk` begins with new ones but for `_taken` and `_failed`; its walkers take from the
+        # queue, put back what a shard becomes, and add to what moved.
         self._queue: deque[Item] = deque()
         self._walkers = 0
         self._group: TaskGroup | None = None
         self._moving: set[str] = set()
+        self._failed: set[str] = set()  # services of shards that failed
         self._taken = False  # whether any order request was answered with something else than a refusal
+
+    @property
+    def failed(self) -> Set[str]:
+        """Ids of services of which not all could be read."""
+        return self._failed
 
     async def walk(self, walks: Iterable[UnderWay], scope: Scope, *, closing: bool = False) -> set[str]:
         """Walk them all, each from its position; those that fail are named.
@@ -203,6 +209,7 @@ class Pool:
 
     def _fail(self, item: Item, error: PlatformError) -> None:
         shard = item.shard
+        self._failed.update(shard.service_ids)
         self._tally.fail(
             str(error),
             error.request_id,

@@ -231,7 +231,10 @@ class PortfolioLoad:
         async def walk(shards: Sequence[Shard]) -> set[str]:
             return await self._pool.walk(self._from_start(shards), self._scope(found), closing=True)
 
-        await self._closing.close(found.services, target, moving, self._refusals.bad, walk)
+        # Of a service that failed the next run reads on from what it has of it, if anything: what closed this run would
+        # come again, and an appending sink may have forgotten it by then.
+        read = [service for service in found.services if service.id not in self._pool.failed]
+        await self._closing.close(read, target, moving, self._refusals.bad, walk)
 
     def _from_start(self, shards: Sequence[Shard]) -> list[UnderWay]:
         return [(shard, Position(None, self._config.limits.page_size)) for shard in shards]

@@ -13,7 +13,14 @@ from msgspec import structs
 
 from fetcher.checkpoint import Checkpoint, Position
 from fetcher.connector.operations import EnterprisesRequest, OrdersOperation, OrdersRequest
-from fetcher.errors import AccessDeniedError, BadResponseError, InvalidRequestError, PausedError, PlatformError
+from fetcher.errors import (
+    AccessDeniedError,
+    BadResponseError,
+    InvalidRequestError,
+    PausedError,
+    PlatformError,
+    TooHeavyError,
+)
 from fetcher.loading.aside import Aside
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
@@ -100,6 +107,16 @@ def test_every_order_of_every_shard_is_handed_over_once_and_the_shards_are_done(
     assert case.checkpoint.begun() == []
     assert set(case.checkpoint.covered()) == {service(number) for number in range(SERVICES)}
     assert case.handover.begun == {service(number) for number in range(SERVICES)}
+
+
+def test_services_of_which_not_all_could_be_read_are_told() -> None:
+    def trouble(request: OrdersRequest, _matching: int) -> None:
+        if service(1) in request.service_ids:
+            raise TooHeavyError(PATH, "too heavy", status=408)
+
+    case, moving = played(FakeConnector(hourly(100, SERVICES), trouble), *shards(0, 1, 2))
+    assert case.pool.failed == {service(1)} <= moving
+    assert service(1) not in case.checkpoint.covered()
 
 
 def test_what_closes_a_run_leaves_no_record() -> None:

@@ -1,0 +1,82 @@
+"""A portfolio's load as a whole: what only shows over several runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import anyio
+import pytest
+
+from fetcher.config import make_config
+from fetcher.connector.transport import Heard, Reply
+from fetcher.connector.types import parse_utc
+from fetcher.job import Job
+from fetcher.progress import Report
+from fetcher.simulator import Behaviour, Latency, SimulatedPlatform, Size, World
+from fetcher.simulator.process import config_document
+from fetcher.simulator.world import MICROS
+from fetcher.sinks import make_sink
+from fetcher.sinks.versions import version_of_line
+from tests.simulation import BEGIN, VirtualTransport, inline
+from tests.virtual import run_virtually
+
+SIZE = Size(portfolios=1, enterprises=2, services=12, orders=200, years=0.8)
+
+
+class Refusing(VirtualTransport):
+    """A platform that answers no query of one enterprise's services for more than a day of orders."""
+
+    refused: frozenset[str] = frozenset()
+
+    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        asked = json.loads(body)
+        if path.startswith("productServiceOrders") and not self.refused.isdisjoint(asked["ServiceIds"]):
+            start, end = (parse_utc(asked["UpdatedUtc"][name]) for name in ("StartUtc", "EndUtc"))
+            if (end - start).total_seconds() > 1.5 * 86_400:
+                heard(400, {})
+                return Reply(400, {}, b'{"Message": "this is too much"}')
+        return await super().post(path, body, heard, room)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_what_would_close_a_service_that_fails_for_days_does_not_come_twice_in_the_end(
+    kind: str, tmp_path: Path
+) -> None:
+    world = World(11, SIZE, int(BEGIN * MICROS))
+    platform = SimulatedPlatform(world, Behaviour(), None, 3)
+    url = f"{kind}:{tmp_path / 'orders'}"
+    (portfolio,) = world.portfolios.values()
+    heavy = next(iter(portfolio.enterprises.values()))
+    refused = frozenset(world.service_ids[number] for number in heavy.services)
+    number = next(n for n in range(SIZE.orders) if world.service_of(world.order_id(n)) in refused)
+
+    async def run(later: float, services: frozenset[str]) -> Report:
+        transport = Refusing(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
+        transport.offset, transport.refused = later, services
+        document = config_document(platform, "http://127.0.0.1:1")
+        orders = {"updated_from": "2025-01-30T00:00:00Z"}
+        limits = {"shard_by": "enterprise", "page_size": 50}
+        config = make_config({**document, "orders": orders, "limits": limits, "sink": {"url": url}})
+        async with Job(config, sink=make_sink(url), transport=transport, offload=inline) as job:
+            return await job.run()
+
+    # The loop's time begins at 1000 seconds; so this is just after the end of the first run.
+    world.update(number, int((BEGIN + 1000 + 86_400 - 20) * MICROS), "Started")
+    for day in (1, 2):
+        assert not run_virtually(lambda day=day: run(day * 86_400, refused)).complete
+    report = run_virtually(lambda: run(3 * 86_400, frozenset()))
+    assert report.complete, report.failed
+    came = Counter(_keys(url, tmp_path))
+    assert len(came) == SIZE.orders
+    assert max(came.values()) == 1
+
+
+def _keys(url: str, folder: Path) -> list[str]:
+    if url.startswith("jsonl"):
+        return [version_of_line(line).id.hex() for line in (folder / "orders").read_bytes().splitlines()]
+    import pyarrow.parquet as pq
+
+    return pq.read_table(folder / "orders", columns=["id"])["id"].to_pylist()
