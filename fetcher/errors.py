@@ -133,6 +133,12 @@ class InvalidRequestError(PlatformError):
         return self.status == 400 and "cursor" in self.detail.lower()
 
 
+class InvalidStatesError(InvalidRequestError):
+    """400: the platform does not know one of the states that are asked for."""
+
+    cure = 'Check orders.states: states are spelled as the platform does, e.g. "Confirmed"'
+
+
 class TooHeavyError(PlatformError):
     """408, 413 or a time-out: this request asks for too much at once."""
 

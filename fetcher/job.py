@@ -307,4 +307,5 @@ def _portfolio_report(tally: Tally) -> PortfolioReport:
         services=tally.services,
         oddities=dict(tally.oddities),
         unknown_properties=list(tally.unknown_properties),
+        kept_aside=tally.kept_aside,
     )

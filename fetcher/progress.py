@@ -52,6 +52,8 @@ class Tally(msgspec.Struct, kw_only=True):
     """What the platform should not have sent, and how often: see `fetcher.sifting`."""
     unknown_properties: list[str] = []
     """Properties of orders that the table does not know, each once."""
+    kept_aside: int = 0
+    """Orders that are kept aside: they cannot be read, or the sink cannot hold them."""
     watermark: datetime | None = None
     seconds: float = 0.0
     failed: list[Failure] = []
@@ -95,6 +97,8 @@ class PortfolioReport(msgspec.Struct, frozen=True, kw_only=True):
     services: int
     oddities: dict[str, int]
     unknown_properties: list[str]
+    kept_aside: int
+    """Orders that are kept aside, and named in `failed` (the first hundred)."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

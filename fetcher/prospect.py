@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,6 +24,7 @@ from fetcher.errors import (
     AccessDeniedError,
     FetcherError,
     InvalidRequestError,
+    InvalidStatesError,
     PlatformError,
     SinkError,
     TooHeavyError,
@@ -183,7 +184,7 @@ class Prospect:
         lines: list[Check] = []
         if found.services:
             try:
-                taken, refused = await _try_orders(connector, found, target.window.end)
+                taken, refused = await _try_orders(connector, found, target.window.end, self._config.orders.states)
             except PlatformError as error:
                 return [_wrong(what, f"{counts}, but orders could not be read: {self._tell(error)}")]
             if taken is None:
@@ -233,7 +234,7 @@ class Prospect:
 
 
 async def _try_orders(
-    connector: Connector, found: Discovered, now: datetime
+    connector: Connector, found: Discovered, now: datetime, states: Sequence[str] | None
 ) -> tuple[ServiceRef | None, dict[str, PlatformError]]:
     """The first service of a few, of several enterprises, of which orders can be read, and those that were refused.
 
@@ -249,7 +250,9 @@ async def _try_orders(
     refused: dict[str, PlatformError] = {}
     for id_ in spread(list(enterprises.values()), SERVICES_TRIED):
         try:
-            await connector.call(operation, OrdersRequest(Limitation(1), [id_], interval))
+            await connector.call(operation, OrdersRequest(Limitation(1), [id_], interval, states))
+        except InvalidStatesError:
+            raise
         except (AccessDeniedError, InvalidRequestError) as error:
             refused[id_] = error
             continue

@@ -183,6 +183,8 @@ def summary(report: Report) -> str:
         )
         for what, count in portfolio.oddities.items():
             lines.append(f"  {'':{width}}  left out: {count:,} orders {what}")
+        if portfolio.kept_aside:
+            lines.append(f"  {'':{width}}  kept aside: {portfolio.kept_aside:,} orders (fetcher status says where)")
         if portfolio.unknown_properties:
             lines.append(f"  {'':{width}}  not in the table: {', '.join(portfolio.unknown_properties)}")
     lines += [f"failed: {failure_line(failure)}" for failure in report.failed]

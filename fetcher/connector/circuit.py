@@ -42,6 +42,7 @@ class Circuit:
         self._chance = chance
         # All mutable state; it changes in `admit`, `doubt`, `alive`, `failed` and `abandoned`.
         self._failures = 0
+        self._reason = ""
         self._doubted = False
         self._opened_at: float | None = None
         self._alive_at = -1.0
@@ -78,7 +79,7 @@ class Circuit:
         since = f"for {down:.0f} s"
         if clock.known:
             since = f"since {_time(clock.now() - timedelta(seconds=down))} UTC"
-        return f"the platform is down {since}, asked again in {self.next_probe_seconds:.0f} s"
+        return f"the platform is down {since}, asked again in {self.next_probe_seconds:.0f} s: {self._reason}"
 
     async def ready(self) -> None:
         """Wait until `admit` may let somebody pass: at once, unless the platform is down or in doubt. Returns when it
@@ -129,13 +130,19 @@ class Circuit:
             self._doubted = False
             self._wake()
 
-    def failed(self, *, light: bool, probe: bool = False) -> None:
+    def verdict(self) -> str:
+        """Why it is given up, on one line."""
+        return f"the platform has been down for {self.down_seconds or 0:.0f} s: {self._reason}"
+
+    def failed(self, *, light: bool, probe: bool = False, reason: str = "it does not answer") -> None:
         """The platform did not answer, or answered 5xx.
 
         Args:
+            reason: what happened, for messages.
             light: whether the request was a light one, or never left because there is no connection.
             probe: whether it was let pass as a probe.
         """
+        self._reason = reason
         probe = probe and self._probing  # else somebody else's answer came meanwhile
         self._failures += 1
         if self._opened_at is None:

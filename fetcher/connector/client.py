@@ -47,6 +47,7 @@ from fetcher.errors import (
     AccessDeniedError,
     BadResponseError,
     InvalidRequestError,
+    InvalidStatesError,
     PausedError,
     PlatformError,
     SetupError,
@@ -259,7 +260,7 @@ class Connector:
         while True:
             await circuit.ready()
             if circuit.given_up:
-                raise UnavailableError(path, f"{circuit.describe(self.platform.clock)}; waited long enough")
+                raise UnavailableError(path, circuit.verdict())
             self._check_pause(path)
             slot = await self.budget.acquire()
             try:
@@ -293,7 +294,7 @@ class Connector:
             else:
                 slot.answered()
             if status >= 500:
-                circuit.failed(light=what.light, probe=probe)
+                circuit.failed(light=what.light, probe=probe, reason=f"it answers {status}")
             else:
                 circuit.alive()
             if not brings_page(status) and (pause := self._retry_after(headers)) is not None:
@@ -328,7 +329,7 @@ class Connector:
             return SetupError(what.path, error.detail, error.cure)
         if status is None:
             slot.unsent() if error.kind == "unsent" else slot.broken()
-            circuit.failed(light=what.light or error.kind == "unsent", probe=probe)
+            circuit.failed(light=what.light or error.kind == "unsent", probe=probe, reason=error.detail)
         # The body of a refusal is no matter, and it has to be heeded.
         heavy = error.kind == "timeout" and (status is None or status < 400)
         return _AgainError(_unanswered(what.path, error), throttled=status == 429, heavy=heavy)
@@ -424,8 +425,8 @@ class _Retry:
         self.throttled = self.throttled + 1 if again.throttled else 0
 
     def same_damage(self, listing: Listing[Any]) -> bool:
-        """Whether the answer before was damaged in the same items, byte for byte."""
-        before, self._damage = self._damage, frozenset(order.raw for order in listing.rejected.values())
+        """Whether the answer before was damaged in the same items, which say the same (in whatever case)."""
+        before, self._damage = self._damage, frozenset(order.raw.lower() for order in listing.rejected.values())
         return before == self._damage
 
     def exhausted(self, limits: Connector) -> bool:
@@ -480,6 +481,8 @@ def _translate(what: _Call, reply: Reply) -> Exception:
         return TooHeavyError(path, detail, **facts)
     if status in (401, 403):
         return AccessDeniedError(path, detail, **facts)
+    if status == 400 and "states" in detail.lower():
+        return InvalidStatesError(path, detail, **facts)
     if status >= 400:
         return InvalidRequestError(path, detail, **facts)
     if status >= 300:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar, cast
 
 import msgspec
 
-from fetcher.connector.rejecting import cut_items, reason_of, reject
+from fetcher.connector.rejecting import cut_items, damage_of, reason_of, reject
 from fetcher.connector.types import OrderOptions, ProductServiceOrder, RejectedOrder, utc_text
 from fetcher.windows import add_months
 
@@ -209,8 +209,8 @@ class OrdersOperation(Operation[ProductServiceOrder]):
             except msgspec.ValidationError as error:
                 if not self._note_unknown(str(error)):
                     return reject(bytes(raw), reason_of(str(error)))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                return reject(bytes(raw), "the order should be JSON text, found other bytes")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                return reject(bytes(raw), f"the order should be JSON text, found {damage_of(error)}")
 
     def _note_unknown(self, message: str) -> bool:
         found = _UNKNOWN.match(message)

@@ -32,6 +32,23 @@ def reason_of(message: str) -> str:
     return "a property should be as documented, found something else"
 
 
+def damage_of(error: Exception) -> str:
+    """What makes an order no JSON, by what its reader says; values never appear in its messages."""
+    if isinstance(error, UnicodeDecodeError):
+        return "bytes that are no UTF-8"
+    if isinstance(error, RecursionError):
+        return "more levels than can be read"
+    message = str(error)
+    return next((words for sign, words in _DAMAGES.items() if sign in message), "other bytes")
+
+
+_DAMAGES = {
+    "surrogate": "half of a letter (a surrogate without its other half)",
+    "invalid character": "a control character within a text, or a stray one",
+    "escape": "an escape that is none",
+}
+
+
 def _in_words(kinds: str) -> str:
     return " or ".join(_KINDS.get(kind, kind) for kind in kinds.split(" | "))
 

@@ -119,6 +119,7 @@ class Aside:
     def name_in(self, tally: Tally) -> None:
         """Name each in the run's failures, as far as that is of use to anybody."""
         records = self._checkpoint.aside()
+        tally.kept_aside = len(records)
         for record in list(records.values())[: self.MOST_NAMED]:
             again = "Every run asks for it again" if _askable(record) else "fetcher run --full asks for it again"
             tally.fail(

@@ -20,7 +20,14 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from fetcher.checkpoint import Checkpoint, Position
-from fetcher.errors import AccessDeniedError, InvalidRequestError, PausedError, PlatformError, first_error
+from fetcher.errors import (
+    AccessDeniedError,
+    InvalidRequestError,
+    InvalidStatesError,
+    PausedError,
+    PlatformError,
+    first_error,
+)
 from fetcher.loading.handover import Handover
 from fetcher.loading.refusals import PortfolioFailedError, Refusals
 from fetcher.loading.remaining import UnderWay
@@ -131,6 +138,8 @@ class Pool:
         walk = Walk(scope, item.shard, item.position, item.lineage)
         try:
             outcome = await walk.run(partial(self._deliver, item, scope))
+        except InvalidStatesError as error:  # every walk's: said once
+            raise PortfolioFailedError(error) from None
         except InvalidRequestError as error:
             if not error.names_services:
                 self._fail(item, error)

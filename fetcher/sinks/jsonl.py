@@ -213,15 +213,20 @@ class StdoutSink(Sink):
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
         rows: Counter[str] = Counter()
+        texts: list[Text] = []
+        with translated(self.url), self._ledger.recording(()):
+            for page in batch.pages:
+                lines: _Lines = page.payload
+                new = self._ledger.unseen(lines.versions, lines.read)
+                texts.append(lines.only(new))
+                rows[page.portfolio] += page.rows if new is None else len(new)
         out = self._out or sys.stdout.buffer
-        with translated(self.url):
-            with self._ledger.recording(()):
-                for page in batch.pages:
-                    lines: _Lines = page.payload
-                    new = self._ledger.unseen(lines.versions, lines.read)
-                    out.write(lines.only(new))
-                    rows[page.portfolio] += page.rows if new is None else len(new)
+        try:
+            out.writelines(texts)
             out.flush()
+        except OSError as error:
+            cause = f"it cannot be written ({error.strerror or error})"
+            raise SinkError(self.url, cause, "What was written cannot be resumed: run again, to start over") from error
         return rows
 
     def holdings(self) -> Holdings:
