@@ -18,7 +18,8 @@ LONGEST_ID = 200
 _MISMATCH = re.compile(r"Expected `(?P<expected>[^`]*)`, got `(?P<found>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
 _ID = re.compile(rb'"Id"\s*:\s*"([0-9A-Za-z-]{1,200})"')
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""A text, or a bracket. A text that has no end goes to the body's, or each quote in it would be looked for anew."""
 
 
 def reason_of(message: str) -> str:
