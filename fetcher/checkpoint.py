@@ -280,11 +280,33 @@ class Checkpoint:
         """Whether everything is read again, so that what comes may be in the sink already."""
         return bool(self._again)
 
-    def forget(self) -> None:
-        """Start over: drop every record of what was read (`--full`); what is kept aside stays until it is mended."""
-        for kind in ("batch", "done", "open", "bad", "again"):
-            for key in list(self._kinds[kind]):
-                self._remove(kind, key)
+    def forget(self, services: Set[str] | None = None) -> None:
+        """Start over: drop every record of what was read (`--full`); what is kept aside stays until it is mended.
+
+        Args:
+            services: ids in small letters: of these alone, and of walks that are of no others. What is known of those
+                that are not read now stays, or all of them would come again as if it were new. `None`: of all.
+        """
+        for name, walk in list(self._open.items()):
+            batch = self._batches.get(walk.batch)
+            if services is None or batch is None or services >= set(map(str.lower, batch.service_ids)):
+                self._remove("open", name)
+        going_on = {walk.batch for walk in self._open.values()}
+        for key, batch in list(self._batches.items()):
+            left = tuple(id_ for id_ in batch.service_ids if services is not None and id_.lower() not in services)
+            windows = self._done.get(key)
+            if left == batch.service_ids:
+                continue
+            if windows is not None:
+                self._remove("done", key)
+            if key not in going_on:
+                self._remove("batch", key)
+            if left and windows is not None:
+                new = batch_key(left)
+                self._write("batch", new, msgspec.structs.replace(batch, service_ids=left))
+                self._write("done", new, union((*self._done.get(new, ()), *windows)))
+        for id_ in [id_ for id_ in self._bad if services is None or id_.lower() in services]:
+            self._remove("bad", id_)
         self._write("again", "all", True)
 
     def cut(self, settled: datetime) -> None:

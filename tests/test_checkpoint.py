@@ -382,3 +382,19 @@ def test_a_portfolio_may_be_called_like_a_kind_of_record(name: str) -> None:
     assert view(again) == view(checkpoint)
     assert owners_of(records) == {"a": {f"{name}/all/"}}
     assert [one.shards_open for one in describe(records)] == [1]
+
+
+def test_of_services_that_are_not_read_again_nothing_is_forgotten() -> None:
+    checkpoint = Checkpoint("north", None, {}, {})
+    window = Window(datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
+    later = Window(window.end, datetime(2024, 3, 1, tzinfo=UTC))
+    checkpoint.finish(Shard(service_ids=("A", "b"), window=window, settled=window.end))
+    checkpoint.advance(Shard(service_ids=("b",), window=later, settled=later.end), Position("cursor", 10))
+    checkpoint.advance(Shard(service_ids=("A",), window=later, settled=later.end), Position("cursor", 10))
+    checkpoint.mark_bad("A", window.end)
+    checkpoint.mark_bad("b", window.end)
+    checkpoint.forget({"a"})
+    assert checkpoint.covered() == {"b": (window,)}
+    assert [shard.service_ids for shard, _ in checkpoint.begun()] == [("b",)]
+    assert checkpoint.bad_services().keys() == {"b"}
+    assert checkpoint.again

@@ -48,6 +48,21 @@ class Aside:
         """Keys of what is kept aside and has not come in this run."""
         return [key for key in self._kept if key not in self._came]
 
+    def absent_of(self, services: Collection[str], *, everywhere: bool) -> list[str]:
+        """As `absent`, of these services.
+
+        Args:
+            services: ids in small letters.
+            everywhere: whether orders of which nobody knows the service can be of no others.
+        """
+        records = self._checkpoint.aside()
+        return [
+            key
+            for key in self.absent
+            if (record := records.get(key)) is not None
+            and (everywhere if record.service_id is None else record.service_id.lower() in services)
+        ]
+
     def sift(self, page: Page, encoded: EncodedPage | Page) -> tuple[EncodedPage | Page, AsideChange | None]:
         """Tell what of a page is kept aside, and what is so no longer because it came readable.
 

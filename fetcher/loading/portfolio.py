@@ -122,7 +122,7 @@ class PortfolioLoad:
                 await self._load(found, target)
                 await self._take_over(found, target)
                 if self._full and not self._tally.failed:  # else it may be of what was not read
-                    await self._handover.give_up(self._aside.absent, self._connector.platform.clock.now())
+                    await self._give_up(found)
         except PortfolioFailedError as failure:
             await self._leave(failure.error)
         except PlatformError as error:
@@ -177,7 +177,7 @@ class PortfolioLoad:
         if checkpoint.empty and not checkpoint.other_selections:
             checkpoint.note_since(target.settled)
         if self._full:
-            checkpoint.forget()  # what is refused, too
+            self._forget_read(found.services)
         elif (before := self._beginning.overstated(target)) is not None:
             checkpoint.cut(before)
         self._refusals.expect(found.services)
@@ -205,6 +205,8 @@ class PortfolioLoad:
             more = Discovered(found.enterprises, services, {})
             self._refusals.expect(services)
             divide(self._checkpoint, offered)
+            if self._full:
+                self._forget_read(services)
             await self._walk_through(more, target, *self.shards(more, target), whole=False)
 
     async def _walk_through(
@@ -235,6 +237,19 @@ class PortfolioLoad:
         # come again, and an appending sink may have forgotten it by then.
         read = [service for service in found.services if service.id not in self._pool.failed]
         await self._closing.close(read, target, moving, self._refusals.bad, walk)
+
+    def _forget_read(self, services: Sequence[ServiceRef]) -> None:
+        """Have all of them read again, also what is refused."""
+        divide(self._checkpoint, {service.id for service in services})
+        self._checkpoint.forget({service.id.lower() for service in services})
+
+    async def _give_up(self, found: Discovered) -> None:
+        """All of these services was read: what is kept aside of them and did not come is there no more."""
+        await self._handover.flush()  # what the walks stand for is noted then
+        services = {service.id.lower() for service in found.services}
+        everywhere = self._checkpoint.covered().keys() <= services
+        absent = self._aside.absent_of(services, everywhere=everywhere)
+        await self._handover.give_up(absent, self._connector.platform.clock.now())
 
     def _from_start(self, shards: Sequence[Shard]) -> list[UnderWay]:
         return [(shard, Position(None, self._config.limits.page_size)) for shard in shards]

@@ -74,6 +74,36 @@ def test_what_would_close_a_service_that_fails_for_days_does_not_come_twice_in_t
     assert max(came.values()) == 1
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_service_that_is_not_there_while_all_is_read_again_does_not_come_twice_later(
+    kind: str, tmp_path: Path
+) -> None:
+    world = World(11, SIZE, int(BEGIN * MICROS))
+    platform = SimulatedPlatform(world, Behaviour(), None, 3)
+    url = f"{kind}:{tmp_path / 'orders'}"
+
+    async def run(later: float, services: list[str], *, full: bool = False) -> Report:
+        transport = VirtualTransport(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
+        transport.offset = later
+        document = config_document(platform, "http://127.0.0.1:1")
+        portfolios = [{**one, "service_ids": services} for one in document["portfolios"]]
+        orders = {"updated_from": "2025-01-30T00:00:00Z"}
+        config = make_config({**document, "portfolios": portfolios, "orders": orders, "sink": {"url": url}})
+        async with Job(config, sink=make_sink(url), full=full, transport=transport, offload=inline) as job:
+            return await job.run()
+
+    some = world.service_ids[::2]
+    gone = next(n for n in range(SIZE.orders) if world.service_of(world.order_id(n)) not in some)
+    for day, services, full in ((0, world.service_ids, False), (1, some, True), (2, world.service_ids, False)):
+        report = run_virtually(lambda day=day, services=services, full=full: run(day * 86_400, services, full=full))
+        assert report.complete, report.failed
+        if full:
+            world.update(gone, int((BEGIN + day * 86_400) * MICROS), "Started")
+    came = Counter(_keys(url, tmp_path))
+    assert len(came) == SIZE.orders
+    assert sum(came.values()) == SIZE.orders + 1  # and what changed meanwhile
+
+
 def _keys(url: str, folder: Path) -> list[str]:
     if url.startswith("jsonl"):
         return [version_of_line(line).id.hex() for line in (folder / "orders").read_bytes().splitlines()]
