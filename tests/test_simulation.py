@@ -33,11 +33,12 @@ from fetcher.sinks.ledger import Ledger
 from fetcher.writer import Writer
 from tests.simulation import BrokenPromiseError, simulate
 
-SEEDS = int(os.environ.get("FETCHER_SEEDS", "2000"))
+SEEDS = int(os.environ.get("FETCHER_SEEDS", "1000"))
 TOGETHER = 50
 """Seeds of one test: enough of them that tests which run side by side come to an end at about the same time."""
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("first", range(0, SEEDS, TOGETHER))
 def test_every_promise_holds_for_every_seed(first: int) -> None:
     found: list[str] = []
@@ -217,6 +218,7 @@ SABOTAGE = {
 }
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("what", SABOTAGE)
 def test_a_broken_promise_is_caught(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sabotage = SABOTAGE[what]

@@ -69,6 +69,7 @@ def test_the_summary_of_a_run_that_is_not_whole_says_how_to_go_on() -> None:
         services=2,
         oddities={"outside its window": 3},
         unknown_properties=["LoyaltyTier"],
+        kept_aside=4,
     )
     failed = [Failure(portfolio="north", error="answered 401")]
     text = summary(

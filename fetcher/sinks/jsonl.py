@@ -150,7 +150,7 @@ class JsonlSink(Sink):
                 with suppress(OSError):  # when it is opened the next time, it is cut again
                     file.cut(length)
                 raise
-            self._ledger.show_aside()
+        self._ledger.show_aside()
         return rows
 
     def holdings(self) -> Holdings:

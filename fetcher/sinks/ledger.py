@@ -253,13 +253,16 @@ class Ledger:
         self._forget(batch.forget_before)
 
     def show_aside(self) -> None:
-        """After `recording`: show what was changed in what is kept aside."""
+        """After `recording`: show what was changed in what is kept aside. What is recorded counts, shown or not."""
         added, self._added = self._added, []
-        if self._aside_went:
-            self._show_aside()
-        elif added and self._rejected is not None:
-            self._rejected.add(added)
-        self._aside_went = False
+        went, self._aside_went = self._aside_went, False
+        try:
+            if went:
+                self._show_aside()
+            elif added and self._rejected is not None:
+                self._rejected.add(added)
+        except OSError as error:
+            log.warning("%s: what is kept aside cannot be shown for now (%s)", self._url, error.strerror or error)
 
     def close(self) -> None:
         """Let the file go."""

@@ -144,7 +144,7 @@ class ParquetSink(Sink):
             if table.num_rows:
                 self._parts += 1
                 self._reveal(name)
-            self._ledger.show_aside()
+        self._ledger.show_aside()
         del table, selected
         POOL.release_unused()  # or it keeps another batch's worth
         return rows
