@@ -13,6 +13,7 @@ import pytest
 from msgspec import structs
 
 from fetcher.config import Config
+from fetcher.connector.client import Connector
 from fetcher.job import Job
 from fetcher.loading.claims import FirstCome
 from fetcher.loading.refusals import Refusals
@@ -186,25 +187,30 @@ def test_what_the_first_may_not_read_the_second_loads_in_the_same_run(
     anyio.run(check)
 
 
-def first_asks_first(here: Site) -> None:
+def first_asks_first(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the second portfolio's discovery come after the first one's, whatever the machine does."""
-    handle, waiting = here.platform.handle, {"left": 6}
-    second = list(here.platform.world.portfolios)[1].encode()
+    handle, asked = here.platform.handle, anyio.Event()
+    first, second = [token.encode() for token in here.platform.world.portfolios][:2]
 
     def held_up(path: str, headers: Any, body: bytes, now: float) -> Any:
-        if second in body and path == "enterprises/getAll" and waiting["left"]:
-            waiting["left"] -= 1
-            response = handle(path, headers, body, now)
+        if first in body and path.startswith("productServiceOrders"):
+            asked.set()
+        response = handle(path, headers, body, now)
+        if second in body and not asked.is_set():
             return structs.replace(response, status=503, body=b"", headers={**response.headers, "Retry-After": "0"})
-        return handle(path, headers, body, now)
+        return response
 
     here.platform.handle = held_up  # type: ignore[method-assign]
+    monkeypatch.setattr(Connector, "LONGEST_BACKOFF", 0.02)
+    monkeypatch.setattr(Connector, "TRIES", 1000)
 
 
-def test_the_failure_of_the_first_is_named_though_the_second_loads_it(tmp_path: Path) -> None:
+def test_the_failure_of_the_first_is_named_though_the_second_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def check() -> None:
         async with site(SIZE) as here:
-            first_asks_first(here)
+            first_asks_first(here, monkeypatch)
             (report,) = await in_turn(here, f"duckdb:{tmp_path / 'o.duckdb'}", ["forbid=1"])
             assert not report.complete
             assert [failure.portfolio for failure in report.failed] == ["portfolio-1"]
