@@ -17,7 +17,7 @@ from fetcher.connector.client import Connector
 from fetcher.job import Job
 from fetcher.loading.refusals import Refusals
 from fetcher.portfolios import Portfolios
-from fetcher.simulator import Faults, Size, parse_faults, start_process
+from fetcher.simulator import Behaviour, Faults, Size, parse_faults, start_process
 from fetcher.simulator.faults import HOSTILE, STRIKES
 from fetcher.sinks import make_sink
 from tests.http import site
@@ -35,7 +35,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in STRIKES if kind not in ("stall", "401")])
 def test_a_fault_at_random_costs_retries_and_no_order(kind: str, tmp_path: Path) -> None:
     async def check() -> None:
-        async with site(SMALL, faults=Faults({kind: 0.2})) as here:
+        # Where a 429 does not say how long to wait: what is said is in whole seconds, and virtual time shows it heeded.
+        behaviour = Behaviour(requests=5000, per_seconds=1, retry_after="absent")
+        async with site(SMALL, behaviour=behaviour, faults=Faults({kind: 0.2})) as here:
             report = await here.run(f"jsonl:{tmp_path / 'o.jsonl'}", walks=4, page_size=10)
             lines = [json.loads(line)["Id"] for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
             left_out = kind in ("outside", "unasked")  # by those in whose place it came, nobody knows what is missing
@@ -207,8 +209,6 @@ def test_a_platform_that_stays_down_is_given_up() -> None:
 
 
 def test_two_fetchers_on_one_token_share_its_limit() -> None:
-    from fetcher.simulator import Behaviour
-
     size = Size(portfolios=1, enterprises=3, services=60, orders=2500, years=2)
 
     async def check() -> None:
@@ -233,6 +233,8 @@ import asyncio, json, logging, sys
 logging.basicConfig(level=1)
 import fetcher
 from fetcher.config import make_config
+from fetcher.connector.client import Connector
+Connector.BACKOFF_SECONDS = 0.01
 report = asyncio.run(fetcher.run(make_config(json.load(open(sys.argv[1])))))
 print(report)
 print(open("/proc/self/cmdline").read())
