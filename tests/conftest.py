@@ -5,6 +5,7 @@ Tests run side by side in several processes (`-n`): each process has a server of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 from hypothesis import settings
 
 from tests.postgres import Server, running_server
+
+# Tests start hundreds of processes: they are not to compile this project each for itself, whatever the machine says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Every run tries the same examples, however busy the machine is; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
