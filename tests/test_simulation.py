@@ -67,7 +67,7 @@ CONDITIONS_ALONE = [
 
 @pytest.mark.parametrize("faults", [*ALONE, *CONDITIONS_ALONE])
 def test_each_kind_of_fault_alone_and_all_together(faults: str) -> None:
-    for seed in range(50_000, 50_020):
+    for seed in range(50_000, 50_000 + -(-SEEDS // 100)):
         simulate(seed, parse_faults(faults))  # raises where a promise is broken
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fetcher.connector.budget import RequestBudget
@@ -548,11 +548,17 @@ def test_whatever_comes_only_our_own_errors_come_out(body: bytes, status: int) -
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(text=st.text(max_size=40))
+@example(text="310")
+@example(text="3")
 def test_headers_are_not_trusted(text: str) -> None:
     strange = Reply(429, {"Date": text, "Retry-After": text, "Request-Id": text}, text.encode("utf-8", "replace"))
     fine = Reply(200, {"Date": formatdate(usegmt=True)}, EMPTY.body)
-    answer, tally = call(Answers(strange, fine))
-    assert (answer.listing.items, tally.throttled) == ([], 1)
+    try:
+        answer, tally = call(Answers(strange, fine))
+    except PausedError:  # it was a time, or seconds, and longer than a run waits
+        assert any(letter.isdigit() for letter in text)
+    else:
+        assert (answer.listing.items, tally.throttled) == ([], 1)
 
 
 @pytest.mark.parametrize(

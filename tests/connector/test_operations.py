@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ def read(data: bytes) -> Listing[ProductServiceOrder]:
     operation = OrdersOperation()
     try:
         return operation.decode(data)
-    except ValueError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         salvaged = operation.salvage(data)
         assert salvaged is not None
         return salvaged

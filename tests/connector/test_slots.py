@@ -66,7 +66,8 @@ def test_a_slot_is_one_process_s_at_a_time(tmp_path: Path) -> None:
 RACE = """
 import sys, time
 from pathlib import Path
-from fetcher.connector.slots import slot_file
+from fetcher.connector.slots import SlotFile, slot_file
+SlotFile.LOCK_SECONDS = 60  # on a machine where whoever has the lock is stopped for longer than usual, too
 memory = slot_file(Path(sys.argv[1]), "https://x", "TOKEN", slots=20000, longest=100)
 print("ready", flush=True)
 sys.stdin.readline()
