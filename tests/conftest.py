@@ -42,3 +42,9 @@ def postgres() -> Iterator[Server]:
 def schema_url(postgres: Server, tmp_path: Path) -> str:
     """A schema of the test's own, which does not exist yet."""
     return f"{postgres.url}?schema=test_{abs(hash(tmp_path)):x}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many a test waits for a server, or for a process that starts."""
+    return (os.cpu_count() or 1) + 1

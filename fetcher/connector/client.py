@@ -191,6 +191,8 @@ class Connector:
 
     def _pause(self, again: _AgainError, retry: _Retry) -> float:
         """How long to wait before the next try, in seconds: full jitter below an exponential bound."""
+        if again.at_once and retry.tries == 1:
+            return 0.0
         tries = retry.throttled if again.throttled else retry.tries
         bound = min(self.LONGEST_BACKOFF, self.BACKOFF_SECONDS * 2.0 ** min(tries, 16))
         pause = self.platform.chance.uniform(0, bound)
@@ -346,7 +348,8 @@ class Connector:
             detail = _DECODING.get(type(error), "the body is no page of this operation")
             request_id = reply.headers.get("Request-Id")
             raise _AgainError(
-                BadResponseError(operation.path, detail, status=reply.status, request_id=_clean(request_id))
+                BadResponseError(operation.path, detail, status=reply.status, request_id=_clean(request_id)),
+                at_once=salvaged is not None,
             ) from None
         return self._answer(listing, got)
 
@@ -402,11 +405,14 @@ class _AgainError(Exception):
         *,
         throttled: bool = False,
         heavy: bool = False,
+        at_once: bool = False,
     ) -> None:
         super().__init__()
         self.error = error
         self.throttled = throttled
         self.heavy = heavy
+        self.at_once = at_once
+        """Whether the first of the next tries need not wait: the platform is well, and a page of it is in doubt."""
 
 
 class _Retry:

@@ -510,6 +510,7 @@ def test_what_the_platform_damaged_is_believed_when_it_comes_the_same_again() ->
     answer, tally = call(answers, OrdersOperation(), ORDERS_REQUEST)
     assert [order.id for order in answer.listing.rejected.values()] == ["the-order"]
     assert (len(answers.times), tally.retries) == (2, 1)
+    assert answers.times[1] - answers.times[0] < 0.01  # it is no sign of trouble: nobody waits
 
 
 def test_what_a_network_damaged_is_asked_for_again() -> None:
