@@ -234,8 +234,10 @@ def test_an_older_parquet_folder_is_taken_over(tmp_path: Path) -> None:
     assert {file.suffix for file in case.place.iterdir()} == {".parquet"}
     assert make_sink(case.url).holdings() == before
     (case.place / "part-000002.parquet").unlink()
+    sink = make_sink(case.url)
     with pytest.raises(SinkError, match="not there any more"):
-        case.opened()
+        sink.open()
+    sink.close()
 
 
 def test_a_parquet_folder_whose_parent_cannot_be_written_to_keeps_its_ledger_inside(
