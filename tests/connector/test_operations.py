@@ -115,7 +115,7 @@ def test_a_line_of_its_own_is_what_an_order_is_kept_as() -> None:
 
 
 def test_a_page_of_which_one_order_is_nested_too_deep_is_cut_into_the_bytes_of_each() -> None:
-    deep = text(GOOD)[:-1] + b',"Deep":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    deep = text(GOOD)[:-1] + b',"Deep":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     page = body(text(GOOD), deep, text(LAST))
     operation = OrdersOperation()
     with pytest.raises(RecursionError):
