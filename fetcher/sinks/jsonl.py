@@ -246,7 +246,9 @@ def _encoded(page: Page) -> EncodedPage:
     kept = [order for order in page.rejected if _can_keep(order, page.states)]
     text = b"".join([text, *(b"%b\n" % order.raw for order in kept)])
     latest = max([page.latest, *(order.updated_utc or "" for order in kept)])
-    payload = _Lines(text, versions_of(page, latest, twins=True))
+    ids = {order.id for order in page.orders} | {order.id for order in kept}
+    twins = len(ids) < len(page.orders) + len(kept)
+    payload = _Lines(text, versions_of(page, latest, twins=twins))
     rejected = [rejected_row(page, order) for order in page.rejected if not _can_keep(order, page.states)]
     return EncodedPage.of(page, rows=len(page.orders) + len(kept), size=len(text), payload=payload, rejected=rejected)
 
