@@ -192,7 +192,7 @@ def _open(path: Path) -> int:
                 return descriptor
         except FileNotFoundError:
             pass
-        except BaseException:
+        except BaseException:  # nobody has this object yet who could close it
             os.close(descriptor)
             raise
         os.close(descriptor)  # somebody removed it in between

@@ -262,7 +262,11 @@ class Ledger:
             elif added and self._rejected is not None:
                 self._rejected.add(added)
         except OSError as error:
-            log.warning("%s: what is kept aside cannot be shown for now (%s)", self._url, error.strerror or error)
+            log.warning(
+                "%s: what is kept aside cannot be shown (%s); it is recorded, and shown by the next run",
+                self._url,
+                error.strerror or error,
+            )
 
     def close(self) -> None:
         """Let the file go."""
