@@ -267,7 +267,7 @@ class Connector:
             slot = await self.budget.acquire()
             try:
                 await self.platform.pacer.acquire()
-            except BaseException:  # cancelled, too: nobody else has the slot, or is the probe
+            except BaseException:  # cancelled, too: nothing was sent with the slot
                 slot.unsent()
                 raise
             # Meanwhile the platform may have asked to wait, or have gone down.
