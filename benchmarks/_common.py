@@ -17,9 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, overload
 
-from fetcher.crew import processes_for
 from fetcher.job import Job
-from fetcher.progress import Report
+from fetcher.processes.supervisor import processes_for
+from fetcher.report import Report
 from fetcher.simulator import Simulator
 from fetcher.sinks import Sink, make_sink
 

@@ -23,8 +23,8 @@ from _common import UNLIMITED, expect, load, options, run, work_folder
 
 from fetcher.connector.transport import Heard, HttpTransport, Reply
 from fetcher.connector.types import ProductServiceOrder
-from fetcher.crew import processes_for
 from fetcher.job import Job
+from fetcher.processes.supervisor import processes_for
 from fetcher.simulator import Simulator, start_process
 from fetcher.sinks import make_sink
 

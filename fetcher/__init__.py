@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 from fetcher.config import Config, load_config
 from fetcher.connector.types import OrderOptions, ProductServiceOrder
-from fetcher.crew import processes_for
 from fetcher.errors import (
     AccessDeniedError,
     BadResponseError,
@@ -45,7 +44,8 @@ from fetcher.errors import (
     UnavailableError,
 )
 from fetcher.job import Job
-from fetcher.progress import Failure, PortfolioReport, Report, Tally
+from fetcher.processes.supervisor import processes_for
+from fetcher.report import Failure, PortfolioReport, Report, Tally
 from fetcher.sinks import Page, make_sink
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def load(config: str | Path | Config) -> pa.Table:
         MissingExtraError: pyarrow is not installed.
         IncompleteError: part of the selection could not be had; its attribute `table` has the rest.
     """
-    from fetcher.tables import load_table  # pyarrow is an extra
+    from fetcher.notebook import load_table  # pyarrow is an extra
 
     return load_table(_config(config))
 

@@ -21,22 +21,22 @@ import msgspec
 import typer
 from rich.console import Console
 
-from fetcher.checkpoint import PortfolioStatus, describe
 from fetcher.config import Config, check_config, load_config, parse_instant
 from fetcher.connector.types import utc_text
-from fetcher.crew import processes_for
 from fetcher.errors import ConfigError, FetcherError, PlatformError, SinkError
 from fetcher.job import Job
-from fetcher.output import steady_output, to_json
-from fetcher.progress import Report
+from fetcher.planning.checkpoint import PortfolioStatus, describe
+from fetcher.processes.supervisor import processes_for
 from fetcher.prospect import Check, PortfolioPlan
+from fetcher.report import Report
 from fetcher.simulator.faults import CONDITIONS, HOSTILE, STRIKES, parse_faults
 from fetcher.simulator.platform import Behaviour
 from fetcher.simulator.process import Options, config_text, make_platform
 from fetcher.simulator.server import Latency, SimulatorServer
 from fetcher.simulator.world import Size
 from fetcher.sinks import Sink, make_sink
-from fetcher.view import ConsoleHandler, View, duration, failure_line, summary, table
+from fetcher.terminal.text import steady_output, to_json
+from fetcher.terminal.view import ConsoleHandler, View, duration, failure_line, summary, table
 
 T = TypeVar("T")
 
@@ -339,7 +339,7 @@ def demo(
     Starts a simulator in a process of its own, with 3 portfolios, 14 enterprises and the platform's real limits, loads
     all its orders into a DuckDB file, and shows what is in it, compared with what the simulator knows to be true.
     """
-    from fetcher.demo import show_demo
+    from fetcher.terminal.demo import show_demo
 
     raise typer.Exit(show_demo(orders, into, _load))
 

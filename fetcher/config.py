@@ -22,7 +22,7 @@ import msgspec
 
 from fetcher.connector.types import parse_utc
 from fetcher.errors import ConfigError
-from fetcher.plan import ShardBy
+from fetcher.planning.shards import ShardBy
 
 T = TypeVar("T")
 

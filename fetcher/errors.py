@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fetcher.progress import Failure
+    from fetcher.report import Failure
 
 
 class FetcherError(Exception):

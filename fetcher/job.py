@@ -2,8 +2,8 @@
 
     loader ─▶ stream ─▶ writer ─▶ sink.commit, in the sink's own thread
 
-The loader is this process (`fetcher.portfolios`) or several others (`fetcher.crew`). The stream is short, so walks
-wait while the sink is behind (promise P6).
+The loader is this process (`loading.portfolios`) or several others (`processes.supervisor`). The stream is short, so
+walks wait while the sink is behind (promise P6).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from fetcher.config import Config
 from fetcher.connector.transport import Transport
-from fetcher.crew import Crew
 from fetcher.errors import FetcherError, SinkAbandonedError, first_error
 from fetcher.loading.handover import Encode
-from fetcher.portfolios import Portfolios, as_it_is
-from fetcher.progress import PortfolioReport, Report, Tally
+from fetcher.loading.portfolios import Portfolios, as_it_is
+from fetcher.processes.supervisor import Crew
 from fetcher.prospect import HURRY, Check, PortfolioPlan, Prospect
+from fetcher.report import PortfolioReport, Report, Tally
 from fetcher.sinks.base import Page, Progress, Sink
-from fetcher.writer import Delivery, Offload, SinkThread, Writer
+from fetcher.sinks.writer import Delivery, Offload, SinkThread, Writer
 
 T = TypeVar("T")
 

@@ -16,7 +16,6 @@ from functools import partial
 import anyio
 import msgspec
 
-from fetcher.checkpoint import owners_of
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
 from fetcher.connector.operations import Interval, Limitation, OrdersOperation, OrdersRequest
@@ -31,10 +30,11 @@ from fetcher.errors import (
     UnavailableError,
 )
 from fetcher.loading.discovery import Discovered
+from fetcher.loading.portfolios import Patience, Portfolios
 from fetcher.loading.refused import spread
-from fetcher.plan import ServiceRef, least_seconds
-from fetcher.portfolios import Patience, Portfolios
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import owners_of
+from fetcher.planning.shards import ServiceRef, least_seconds
+from fetcher.report import Tally
 from fetcher.sinks.base import Progress, Sink
 
 HURRY = Patience(request_seconds=8, outage_seconds=5, tries=2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fetcher.config import Config, make_config
 from fetcher.job import Job
-from fetcher.progress import Report
+from fetcher.report import Report
 from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, SimulatorServer, Size, World
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import MICROS

@@ -28,8 +28,8 @@ import asyncio, json, sys
 import fetcher
 from fetcher.config import make_config
 from fetcher.sinks import base
-import fetcher.sinks.jsonl, fetcher.sinks.parquet, fetcher.sinks.duckdb, fetcher.sinks.postgres
-for kind in (fetcher.sinks.jsonl.JsonlSink, fetcher.sinks.parquet.ParquetSink,
+import fetcher.sinks.appending.jsonl, fetcher.sinks.appending.parquet, fetcher.sinks.duckdb, fetcher.sinks.postgres
+for kind in (fetcher.sinks.appending.jsonl.JsonlSink, fetcher.sinks.appending.parquet.ParquetSink,
              fetcher.sinks.duckdb.DuckdbSink, fetcher.sinks.postgres.PostgresSink):
     kind.batch_rows = 300  # many commits, so that many kills fall into one
 print("started", flush=True)

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fetcher.connector.operations import OrdersOperation, raw_orders
-from fetcher.plan import Shard
-from fetcher.sifting import Sieve, unreadable_time
+from fetcher.planning.shards import Shard
+from fetcher.planning.sifting import Sieve, unreadable_time
+from fetcher.planning.windows import Window
 from fetcher.sinks import Page
-from fetcher.windows import Window
 
 SETTLED = "2024-01-01T00:00:00"
 SERVICE = "11111111-1111-4111-a111-111111111111"

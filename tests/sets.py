@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fetcher.windows import Window, Windows, union
+from fetcher.planning.windows import Window, Windows, union
 
 
 def intersection(first: Windows, second: Windows) -> Windows:

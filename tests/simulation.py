@@ -45,16 +45,16 @@ from fetcher.config import Config, make_config
 from fetcher.connector.transport import Heard, Reply, TransportError, brings_page
 from fetcher.errors import SinkError
 from fetcher.job import Job
-from fetcher.portfolios import Portfolios
-from fetcher.progress import Report
+from fetcher.loading.portfolios import Portfolios
+from fetcher.report import Report
 from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, Size, World
 from fetcher.simulator.faults import STRIKES
 from fetcher.simulator.platform import RETRY_AFTER
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import DAY, MICROS, micros
 from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink, make_sink
+from fetcher.sinks.appending.versions import normal_time, version_of_line
 from fetcher.sinks.base import RejectedRow, kept_aside, rejected_row
-from fetcher.sinks.versions import normal_time, version_of_line
 from tests.virtual import run_virtually
 
 T = TypeVar("T")

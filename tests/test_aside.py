@@ -12,8 +12,8 @@ import pytest
 from msgspec import structs
 
 import fetcher
-from fetcher.checkpoint import describe
 from fetcher.errors import IncompleteError
+from fetcher.planning.checkpoint import describe
 from fetcher.simulator import parse_faults
 from fetcher.simulator.answers import SPOILS, spoil_order
 from fetcher.simulator.world import MICROS

@@ -9,10 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from fetcher.checkpoint import describe
 from fetcher.config import make_config
 from fetcher.job import Job
-from fetcher.progress import Report
+from fetcher.planning.checkpoint import describe
+from fetcher.report import Report
 from fetcher.simulator import Behaviour, Latency, SimulatedPlatform, Size, World
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import MICROS

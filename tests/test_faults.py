@@ -15,8 +15,8 @@ import pytest
 
 from fetcher.connector.client import Connector
 from fetcher.job import Job
+from fetcher.loading.portfolios import Portfolios
 from fetcher.loading.refusals import Refusals
-from fetcher.portfolios import Portfolios
 from fetcher.simulator import Behaviour, Faults, Size, parse_faults, start_process
 from fetcher.simulator.faults import HOSTILE, STRIKES
 from fetcher.sinks import make_sink

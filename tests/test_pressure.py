@@ -19,7 +19,7 @@ import pytest
 from fetcher.config import Config, make_config
 from fetcher.connector.transport import Heard, Reply
 from fetcher.job import Job
-from fetcher.progress import Report
+from fetcher.report import Report
 from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, Size, World, parse_faults, start_process
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import MICROS
@@ -31,7 +31,7 @@ PROGRAM = """
 import asyncio, json, sys
 import fetcher
 from fetcher.config import make_config
-from fetcher.progress import Report
+from fetcher.report import Report
 report = asyncio.run(fetcher.run(make_config(json.load(open(sys.argv[1])))))
 print(json.dumps([report.complete, report.requests, report.throttled, report.seconds]))
 """

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import anyio
 import pytest
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector
 from fetcher.connector.clock import PlatformClock
@@ -19,18 +18,19 @@ from fetcher.errors import PlatformError
 from fetcher.loading.aside import Aside
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
+from fetcher.loading.page_size import PageSize
 from fetcher.loading.pool import Pool
 from fetcher.loading.portfolio import PortfolioLoad
+from fetcher.loading.portfolios import Portfolios
 from fetcher.loading.walk import Walk
-from fetcher.page_size import PageSize
-from fetcher.portfolios import Portfolios
-from fetcher.progress import Tally
-from fetcher.sifting import Sieve, Sifted
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.sifting import Sieve, Sifted
+from fetcher.report import Tally
 from fetcher.simulator import parse_faults
 from fetcher.simulator.faults import STRIKES
 from fetcher.sinks import Page
-from fetcher.sinks.ledger import Ledger
-from fetcher.writer import Writer
+from fetcher.sinks.appending.ledger import Ledger
+from fetcher.sinks.writer import Writer
 from tests.simulation import BrokenPromiseError, simulate
 
 SEEDS = int(os.environ.get("FETCHER_SEEDS", "1000"))

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from fetcher.errors import SinkError
-from fetcher.writer import SinkThread
+from fetcher.sinks.writer import SinkThread
 
 
 class Commit:

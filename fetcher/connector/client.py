@@ -54,7 +54,7 @@ from fetcher.errors import (
     TooHeavyError,
     UnavailableError,
 )
-from fetcher.progress import Tally
+from fetcher.report import Tally
 
 T = TypeVar("T")
 

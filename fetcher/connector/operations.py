@@ -15,7 +15,7 @@ import msgspec
 
 from fetcher.connector.rejecting import cut_items, damage_of, reason_of, reject
 from fetcher.connector.types import OrderOptions, ProductServiceOrder, RejectedOrder, utc_text
-from fetcher.windows import add_months
+from fetcher.planning.windows import add_months
 
 MAX_IDS = 1000
 MAX_COUNT = 1000

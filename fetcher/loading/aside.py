@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from fetcher.checkpoint import AsideRecord, Checkpoint
 from fetcher.connector.types import parse_utc
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import AsideRecord, Checkpoint
+from fetcher.report import Tally
 from fetcher.sinks.base import EncodedPage, Page, RejectedRow, rejected_row
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)

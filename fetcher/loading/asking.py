@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from fetcher.checkpoint import AsideRecord, Checkpoint
 from fetcher.connector.operations import MAX_IDS, Limitation, OrdersRequest
 from fetcher.errors import PlatformError, TooHeavyError
 from fetcher.loading.aside import Aside
 from fetcher.loading.handover import Handover
+from fetcher.loading.page_size import PageSize
 from fetcher.loading.walk import Scope
-from fetcher.page_size import PageSize
-from fetcher.progress import Tally
-from fetcher.sifting import instant_of, sift_ids
-from fetcher.windows import Window, Windows
+from fetcher.planning.checkpoint import AsideRecord, Checkpoint
+from fetcher.planning.sifting import instant_of, sift_ids
+from fetcher.planning.windows import Window, Windows
+from fetcher.report import Tally
 
 _FOR_EVER = datetime.max.replace(tzinfo=UTC)
 

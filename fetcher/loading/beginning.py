@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 
 import anyio
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.config import Config
 from fetcher.connector.clock import PlatformClock
-from fetcher.plan import Target
-from fetcher.sifting import time_key
-from fetcher.windows import Window
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.shards import Target
+from fetcher.planning.sifting import time_key
+from fetcher.planning.windows import Window
 
 log = logging.getLogger("fetcher")
 

@@ -13,13 +13,13 @@ from datetime import timedelta
 import anyio
 import msgspec
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import MAX_IDS
 from fetcher.loading.beginning import Beginning
-from fetcher.plan import ServiceRef, Shard, Target, closing_shards
-from fetcher.progress import Tally
-from fetcher.windows import Window
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.shards import ServiceRef, Shard, Target, closing_shards
+from fetcher.planning.windows import Window
+from fetcher.report import Tally
 
 WalkAll = Callable[[Sequence[Shard]], Awaitable[set[str]]]
 """Walks shards from their start; returns ids of services of which orders may have moved unseen meanwhile."""

@@ -24,9 +24,9 @@ from fetcher.connector.operations import (
 )
 from fetcher.connector.types import Enterprise, Service
 from fetcher.errors import AccessDeniedError, BadResponseError, InvalidRequestError, PlatformError, TooHeavyError
+from fetcher.loading.page_size import PageSize
 from fetcher.loading.refused import find_denied, find_refused
-from fetcher.page_size import PageSize
-from fetcher.plan import ServiceRef
+from fetcher.planning.shards import ServiceRef
 
 T = TypeVar("T", Enterprise, Service)
 

@@ -14,14 +14,14 @@ from functools import partial
 import anyio
 import msgspec
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.connector.operations import OrdersOperation
 from fetcher.loading.aside import Aside, AsideChange
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.walk import Step
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.report import Tally
 from fetcher.sinks.base import EncodedPage, Page
-from fetcher.writer import Delivery
+from fetcher.sinks.writer import Delivery
 
 log = logging.getLogger("fetcher")
 

@@ -19,7 +19,6 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from fetcher.checkpoint import Checkpoint, Position
 from fetcher.errors import (
     AccessDeniedError,
     InvalidRequestError,
@@ -32,8 +31,9 @@ from fetcher.loading.handover import Handover
 from fetcher.loading.refusals import PortfolioFailedError, Refusals
 from fetcher.loading.remaining import UnderWay
 from fetcher.loading.walk import Finished, Lineage, Scope, Split, Step, Walk
-from fetcher.plan import Shard
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import Checkpoint, Position
+from fetcher.planning.shards import Shard
+from fetcher.report import Tally
 
 
 class Item(msgspec.Struct, frozen=True):

@@ -18,7 +18,6 @@ from functools import partial
 
 import anyio
 
-from fetcher.checkpoint import Checkpoint, Position, RunRecord
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
 from fetcher.connector.operations import OrdersOperation
@@ -30,14 +29,15 @@ from fetcher.loading.claims import Claims
 from fetcher.loading.closing import Closing
 from fetcher.loading.discovery import Discovered, discover, why_nothing
 from fetcher.loading.handover import Encode, Handover, Send
+from fetcher.loading.page_size import Learned
 from fetcher.loading.pool import Pool
 from fetcher.loading.refusals import PortfolioFailedError, Refusals
 from fetcher.loading.remaining import UnderWay, divide, remaining, write_down
 from fetcher.loading.walk import Scope
-from fetcher.page_size import Learned
-from fetcher.plan import ServiceRef, Shard, Target
-from fetcher.progress import Tally
-from fetcher.sifting import time_key
+from fetcher.planning.checkpoint import Checkpoint, Position, RunRecord
+from fetcher.planning.shards import ServiceRef, Shard, Target
+from fetcher.planning.sifting import time_key
+from fetcher.report import Tally
 
 log = logging.getLogger("fetcher")
 

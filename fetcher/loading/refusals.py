@@ -12,16 +12,16 @@ from functools import partial
 
 import anyio
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.connector.client import Connector
 from fetcher.connector.listings import ENTERPRISES
 from fetcher.connector.operations import EnterprisesRequest, Interval, Limitation, OrdersOperation, OrdersRequest
 from fetcher.connector.types import utc_text
 from fetcher.errors import AccessDeniedError, InvalidRequestError, PlatformError
 from fetcher.loading.refused import SAMPLE, asked_twice, find_denied, find_refused
-from fetcher.plan import ServiceRef, Shard
-from fetcher.progress import Tally
-from fetcher.windows import Window
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.shards import ServiceRef, Shard
+from fetcher.planning.windows import Window
+from fetcher.report import Tally
 
 
 class PortfolioFailedError(Exception):

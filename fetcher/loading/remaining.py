@@ -11,9 +11,9 @@ from datetime import datetime
 
 import msgspec
 
-from fetcher.checkpoint import Checkpoint, Position
-from fetcher.plan import ServiceRef, Shard, Target, plan
-from fetcher.windows import Window, Windows, union
+from fetcher.planning.checkpoint import Checkpoint, Position
+from fetcher.planning.shards import ServiceRef, Shard, Target, plan
+from fetcher.planning.windows import Window, Windows, union
 
 UnderWay = tuple[Shard, Position]
 """A walk that was begun, and where it goes on."""
@@ -96,7 +96,7 @@ def divide(checkpoint: Checkpoint, services: Collection[str]) -> None:
 def _filtered_until(
     covered: Mapping[str, Windows], repeated: Collection[str], target: Target, since: datetime | None
 ) -> dict[str, datetime]:
-    """See `fetcher.plan.plan`. What was loaded may change to another state, and that is to be heard.
+    """See `fetcher.planning.shards.plan`. What was loaded may change to another state, and that is to be heard.
 
     It changes after it was loaded. So whatever was updated before anything of its service was read can be asked
     for by states: all of a service that is new, and what is left of the selection's first run.

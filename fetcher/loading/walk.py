@@ -19,7 +19,6 @@ from datetime import datetime, timedelta
 import anyio
 import msgspec
 
-from fetcher.checkpoint import Position
 from fetcher.connector.client import Answer, Connector
 from fetcher.connector.operations import (
     MAX_MONTHS,
@@ -31,11 +30,12 @@ from fetcher.connector.operations import (
 )
 from fetcher.connector.types import ProductServiceOrder
 from fetcher.errors import BadResponseError, InvalidRequestError, TooHeavyError
-from fetcher.page_size import Learned, PageSize
-from fetcher.plan import Shard, split_services, split_window
-from fetcher.sifting import Sieve, Sifted, unreadable_time
+from fetcher.loading.page_size import Learned, PageSize
+from fetcher.planning.checkpoint import Position
+from fetcher.planning.shards import Shard, split_services, split_window
+from fetcher.planning.sifting import Sieve, Sifted, unreadable_time
+from fetcher.planning.windows import add_months
 from fetcher.sinks.base import Page
-from fetcher.windows import add_months
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from fetcher.planning.windows import add_months
 from fetcher.simulator.world import STATES
-from fetcher.windows import add_months
 
 MAX_IDS = 1000
 MAX_MONTHS = 3

@@ -13,8 +13,8 @@ __all__ = ["Batch", "EncodedPage", "Holdings", "Page", "Progress", "Sink", "make
 # Each module defines `make(url) -> Sink` and imports what only it needs, so that an extra is missed only by its users.
 _MODULES = {
     "null": "fetcher.sinks.null",
-    "jsonl": "fetcher.sinks.jsonl",
-    "parquet": "fetcher.sinks.parquet",
+    "jsonl": "fetcher.sinks.appending.jsonl",
+    "parquet": "fetcher.sinks.appending.parquet",
     "duckdb": "fetcher.sinks.duckdb",
     "postgresql": "fetcher.sinks.postgres",
     "postgres": "fetcher.sinks.postgres",

@@ -12,8 +12,8 @@ from datetime import datetime
 import msgspec
 import pyarrow as pa
 
+from fetcher.sinks.arrow import ID_COLUMNS, SCHEMA
 from fetcher.sinks.base import Batch, RejectedRow, kept_aside
-from fetcher.sinks.table import ID_COLUMNS, SCHEMA
 
 TABLE = "product_service_orders"
 PROGRESS = "fetcher_progress"

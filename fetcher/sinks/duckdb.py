@@ -24,13 +24,14 @@ from typing import Any
 
 from fetcher.config import expand_home
 from fetcher.errors import ConfigError, MissingExtraError, SinkBusyError, SinkError
+from fetcher.sinks.appending.ledger import busy, check_folder
 from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
-from fetcher.sinks.ledger import busy, check_folder
 
 try:
     import duckdb
     import pyarrow as pa
 
+    from fetcher.sinks.arrow import POOL, SCHEMA, Columns, fitting, require_uuids, require_years
     from fetcher.sinks.database import (
         CONTENT,
         PROGRESS,
@@ -48,7 +49,6 @@ try:
         rejected_definition,
         states_of,
     )
-    from fetcher.sinks.table import POOL, SCHEMA, Columns, fitting, require_uuids, require_years
 except ImportError as missing:
     raise MissingExtraError("duckdb:", "duckdb") from missing
 

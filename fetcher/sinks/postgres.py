@@ -32,6 +32,7 @@ try:
     import pyarrow.csv as pcsv
     from psycopg import sql
 
+    from fetcher.sinks.arrow import ID_COLUMNS, SCHEMA, fitting, require_no_nul, require_uuids, require_years
     from fetcher.sinks.database import (
         CONTENT,
         PROGRESS,
@@ -51,7 +52,6 @@ try:
     )
     from fetcher.sinks.postgres_address import Address, read_address
     from fetcher.sinks.postgres_connection import PostgresConnection, Verbatim
-    from fetcher.sinks.table import ID_COLUMNS, SCHEMA, fitting, require_no_nul, require_uuids, require_years
 except ImportError as missing:
     raise MissingExtraError("postgresql:", "postgres") from missing
 

@@ -34,7 +34,7 @@ from fetcher.errors import (
     TooHeavyError,
     UnavailableError,
 )
-from fetcher.progress import Tally
+from fetcher.report import Tally
 from tests.virtual import run_virtually
 
 EXAMPLES = int(os.environ.get("FETCHER_EXAMPLES", "150"))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.loading.aside import Aside
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.report import Tally
 from fetcher.sinks import EncodedPage, Page
 from fetcher.sinks.base import rejected_row
 from tests.orders import SERVICE, order, page

@@ -14,12 +14,12 @@ from fetcher.connector.client import Answer
 from fetcher.connector.operations import MAX_IDS, OrdersOperation, OrdersRequest
 from fetcher.errors import PlatformError, TooHeavyError, UnavailableError
 from fetcher.loading.asking import Asking
+from fetcher.loading.page_size import Learned
 from fetcher.loading.walk import Scope
-from fetcher.page_size import Learned
-from fetcher.plan import Shard
+from fetcher.planning.shards import Shard
+from fetcher.planning.windows import Window
 from fetcher.sinks import EncodedPage
-from fetcher.windows import Window
-from fetcher.writer import Delivery
+from fetcher.sinks.writer import Delivery
 from tests.loading.test_aside import TIMES, bad, encode, good, key
 from tests.loading.test_beginning import FROM, NOW
 from tests.loading.test_handover import Case

@@ -8,12 +8,12 @@ from email.utils import format_datetime
 
 import anyio
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.config import Config, make_config
 from fetcher.connector.clock import PlatformClock
 from fetcher.loading.beginning import Beginning
-from fetcher.plan import Shard
-from fetcher.windows import Window
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.shards import Shard
+from fetcher.planning.windows import Window
 from tests.virtual import run_virtually
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)

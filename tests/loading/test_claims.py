@@ -17,7 +17,7 @@ from fetcher.connector.client import Connector
 from fetcher.job import Job
 from fetcher.loading.claims import FirstCome
 from fetcher.loading.refusals import Refusals
-from fetcher.progress import Report
+from fetcher.report import Report
 from fetcher.simulator import Latency, Size, parse_faults
 from fetcher.sinks import make_sink
 from tests.http import Site, site

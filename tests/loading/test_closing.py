@@ -9,13 +9,13 @@ from typing import Any
 import anyio
 import pytest
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import MAX_IDS
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.closing import Closing
-from fetcher.plan import ServiceRef, Shard
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.shards import ServiceRef, Shard
+from fetcher.report import Tally
 from tests.loading.test_beginning import NOW, config, told
 from tests.virtual import run_virtually
 

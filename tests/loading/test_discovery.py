@@ -13,18 +13,18 @@ import pytest
 from msgspec import structs
 
 import fetcher
-from fetcher.checkpoint import Checkpoint, Position, owners_of
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.transport import Heard, Reply
 from fetcher.errors import AccessDeniedError, BadResponseError
 from fetcher.loading.discovery import Discovered, discover, why_nothing
-from fetcher.plan import ServiceRef, Shard
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import Checkpoint, Position, owners_of
+from fetcher.planning.shards import ServiceRef, Shard
+from fetcher.planning.windows import Window
+from fetcher.report import Tally
 from fetcher.simulator import Size
-from fetcher.windows import Window
 from tests.http import SMALL, site
-from tests.test_plan import YEARS
+from tests.planning.test_shards import YEARS
 from tests.virtual import run_virtually
 
 HEADERS = {"Date": "Tue, 24 Nov 2026 10:00:00 GMT", "Request-Id": "r-1"}

@@ -8,15 +8,15 @@ from typing import Any
 import anyio
 import pytest
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation
 from fetcher.loading.aside import Aside
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.report import Tally
 from fetcher.sinks import EncodedPage, Page
-from fetcher.writer import Delivery
+from fetcher.sinks.writer import Delivery
 from tests.loading.test_aside import bad, encode, good, key
 from tests.loading.test_beginning import NOW, config, told
 from tests.orders import page

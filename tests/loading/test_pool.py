@@ -11,7 +11,6 @@ import anyio
 import pytest
 from msgspec import structs
 
-from fetcher.checkpoint import Checkpoint, Position
 from fetcher.connector.operations import EnterprisesRequest, OrdersOperation, OrdersRequest
 from fetcher.errors import (
     AccessDeniedError,
@@ -26,11 +25,12 @@ from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
 from fetcher.loading.pool import Pool
 from fetcher.loading.refusals import PortfolioFailedError, Refusals
-from fetcher.plan import ServiceRef, Shard
-from fetcher.progress import Tally
+from fetcher.planning.checkpoint import Checkpoint, Position
+from fetcher.planning.shards import ServiceRef, Shard
+from fetcher.planning.windows import Window
+from fetcher.report import Tally
 from fetcher.sinks import Page
-from fetcher.windows import Window
-from fetcher.writer import Delivery
+from fetcher.sinks.writer import Delivery
 from tests.loading.test_beginning import config
 from tests.loading.test_walk import END, NOW, PATH, ROOM, START, FakeConnector, Trail, Trouble, hourly, ids, service
 from tests.virtual import run_virtually

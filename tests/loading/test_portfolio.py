@@ -14,12 +14,12 @@ from fetcher.config import make_config
 from fetcher.connector.transport import Heard, Reply
 from fetcher.connector.types import parse_utc
 from fetcher.job import Job
-from fetcher.progress import Report
+from fetcher.report import Report
 from fetcher.simulator import Behaviour, Latency, SimulatedPlatform, Size, World
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import MICROS
 from fetcher.sinks import make_sink
-from fetcher.sinks.versions import version_of_line
+from fetcher.sinks.appending.versions import version_of_line
 from tests.simulation import BEGIN, VirtualTransport, inline
 from tests.virtual import run_virtually
 

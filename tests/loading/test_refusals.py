@@ -9,13 +9,13 @@ from typing import Any
 import anyio
 import pytest
 
-from fetcher.checkpoint import Checkpoint
 from fetcher.connector.operations import EnterprisesRequest, OrdersOperation, OrdersRequest
 from fetcher.errors import AccessDeniedError, InvalidRequestError, PlatformError, UnavailableError
 from fetcher.loading.refusals import PortfolioFailedError, Refusals
-from fetcher.plan import ServiceRef, Shard
-from fetcher.progress import Tally
-from fetcher.windows import Window
+from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.shards import ServiceRef, Shard
+from fetcher.planning.windows import Window
+from fetcher.report import Tally
 from tests.loading.test_walk import END, NOW, PATH, START, FakePlatform
 from tests.virtual import run_virtually
 

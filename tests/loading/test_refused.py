@@ -18,7 +18,7 @@ from msgspec import structs
 from fetcher.errors import AccessDeniedError, InvalidRequestError, PlatformError
 from fetcher.loading.refusals import Refusals
 from fetcher.loading.refused import SAMPLE, Denied, find_denied, find_refused
-from fetcher.progress import Report
+from fetcher.report import Report
 from fetcher.simulator import Latency, Size, parse_faults
 from fetcher.simulator.answers import Response
 from tests.http import Site, site

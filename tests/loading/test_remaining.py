@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fetcher.checkpoint import Checkpoint, Position, owners_of
 from fetcher.loading.remaining import divide, remaining, under_way, write_down
-from fetcher.plan import ServiceRef, Shard, Target
-from fetcher.windows import Window, Windows, union
+from fetcher.planning.checkpoint import Checkpoint, Position, owners_of
+from fetcher.planning.shards import ServiceRef, Shard, Target
+from fetcher.planning.windows import Window, Windows, union
 from tests.sets import intersection
 
 DAYS = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=number) for number in range(10)]

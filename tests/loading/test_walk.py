@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fetcher.checkpoint import Position
 from fetcher.connector.client import Answer
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation, OrdersRequest
@@ -29,10 +28,11 @@ from fetcher.errors import (
     TooHeavyError,
     UnavailableError,
 )
+from fetcher.loading.page_size import Learned
 from fetcher.loading.walk import Finished, Lineage, Outcome, Scope, Split, Step, Walk
-from fetcher.page_size import Learned
-from fetcher.plan import Shard
-from fetcher.windows import Window
+from fetcher.planning.checkpoint import Position
+from fetcher.planning.shards import Shard
+from fetcher.planning.windows import Window
 from tests.virtual import run_virtually
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

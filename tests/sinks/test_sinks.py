@@ -23,7 +23,7 @@ import zstandard
 
 from fetcher.errors import ConfigError, SinkError
 from fetcher.sinks import Batch, EncodedPage, Page, Sink, make_sink
-from fetcher.sinks.jsonl import StdoutSink
+from fetcher.sinks.appending.jsonl import StdoutSink
 from tests.orders import order, page
 from tests.postgres import Server
 

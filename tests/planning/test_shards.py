@@ -1,0 +1,129 @@
+"""For every service, shards and what is covered make up the target; nothing twice, nothing left out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fetcher.connector.operations import MAX_IDS
+from fetcher.planning.shards import (
+    ServiceRef,
+    Shard,
+    ShardBy,
+    Target,
+    closing_shards,
+    least_seconds,
+    plan,
+    split_services,
+    split_window,
+)
+from fetcher.planning.windows import Window, Windows, subtract, union
+from tests.planning.test_windows import SETS, WINDOWS
+from tests.sets import intersection
+
+
+def service(enterprise: int, number: int) -> ServiceRef:
+    return ServiceRef(str(UUID(int=enterprise)), str(UUID(int=enterprise * 10_000 + number)))
+
+
+def target(window: Window, shard_by: ShardBy = "enterprise", months: int = 3) -> Target:
+    return Target(window=window, settled=window.end, open_ended=True, months=months, shard_by=shard_by)
+
+
+YEARS = Window(datetime(2023, 1, 1, tzinfo=UTC), datetime(2026, 8, 15, tzinfo=UTC))
+SERVICES = st.lists(st.integers(0, 12), max_size=5).map(
+    lambda sizes: [service(number, position) for number, size in enumerate(sizes) for position in range(size)]
+)
+
+
+@given(WINDOWS, SERVICES, st.data(), st.sampled_from(["enterprise", "portfolio"]), st.integers(1, 3))
+@settings(deadline=None)
+def test_shards_and_what_is_covered_make_up_the_target_for_every_service(
+    window: Window, services: list[ServiceRef], data: st.DataObject, shard_by: ShardBy, months: int
+) -> None:
+    covered: dict[str, Windows] = {ref.id: data.draw(SETS) for ref in services if data.draw(st.booleans())}
+    shards = plan(services, covered, target(window, shard_by, months))
+    for ref in services:
+        mine = [shard.window for shard in shards if ref.id in shard.service_ids]
+        assert union(mine) == subtract(window, covered.get(ref.id, ()))
+        assert all(not intersection((one,), (other,)) for one in mine for other in mine if one is not other)
+        assert all(len(shard.service_ids) <= MAX_IDS for shard in shards)
+
+
+@given(SERVICES, st.randoms())
+def test_a_plan_depends_on_nothing_but_its_input(services: list[ServiceRef], chance: object) -> None:
+    shuffled = list(services)
+    chance.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert plan(shuffled, {}, target(YEARS)) == plan(services, {}, target(YEARS))
+
+
+def test_an_enterprise_with_thousands_of_services_has_batches_of_a_thousand() -> None:
+    shards = plan([service(1, number) for number in range(2300)], {}, target(YEARS))
+    newest = [shard for shard in shards if shard.open_ended]
+    assert [len(shard.service_ids) for shard in newest] == [1000, 1000, 300]
+
+
+def test_each_enterprise_has_its_own_walks_unless_they_are_packed() -> None:
+    services = [service(enterprise, number) for enterprise in range(50) for number in range(3)]
+    own = plan(services, {}, target(YEARS))
+    packed = plan(services, {}, target(YEARS, "portfolio"))
+    assert len(own) == 50 * len(packed)
+    assert all(shard.enterprise_id is not None for shard in own)
+    assert all(shard.enterprise_id is None for shard in packed)
+
+
+def test_the_newest_shards_come_first_and_enterprises_take_turns() -> None:
+    shards = plan([service(enterprise, 0) for enterprise in range(3)], {}, target(YEARS))
+    starts = [shard.window.start for shard in shards]
+    assert starts == sorted(starts, reverse=True)
+    assert len({shard.enterprise_id for shard in shards[:3]}) == 3
+
+
+def test_only_the_newest_shards_read_on_beyond_their_end() -> None:
+    shards = plan([service(1, 0)], {}, target(YEARS))
+    assert [shard.open_ended for shard in shards] == [True] + [False] * (len(shards) - 1)
+
+
+def test_a_shard_stands_for_no_more_than_what_is_settled() -> None:
+    settled = datetime(2026, 8, 14, 23, 55, tzinfo=UTC)
+    newest, *older = plan(
+        [service(1, 0)], {}, Target(window=YEARS, settled=settled, open_ended=True, months=3, shard_by="enterprise")
+    )
+    assert newest.stands_for == (Window(newest.window.start, settled),)
+    assert all(shard.stands_for == (shard.window,) for shard in older)
+
+
+@given(WINDOWS)
+def test_halves_of_a_window_meet_and_only_the_newer_reads_on(window: Window) -> None:
+    shard = Shard(service_ids=("a",), window=window, settled=window.end, open_ended=True)
+    halves = split_window(shard)
+    if halves is None:
+        assert (window.end - window.start).total_seconds() < 2
+        return
+    newer, older = halves
+    assert (older.window.start, older.window.end, newer.window.end) == (window.start, newer.window.start, window.end)
+    assert (newer.open_ended, older.open_ended) == (True, False)
+
+
+@given(st.integers(1, 1000))
+def test_halves_of_services_have_each_service_once(count: int) -> None:
+    shard = Shard(service_ids=tuple(map(str, range(count))), window=YEARS, settled=YEARS.end)
+    halves = split_services(shard)
+    if count == 1:
+        assert halves is None
+        return
+    assert halves is not None
+    assert halves[0].service_ids + halves[1].service_ids == shard.service_ids
+
+
+def test_the_closing_walks_are_packed_across_enterprises() -> None:
+    services = [service(enterprise, number) for enterprise in range(300) for number in range(5)]
+    shards = closing_shards(services, YEARS, YEARS.end)
+    assert [len(shard.service_ids) for shard in shards] == [1000, 500]
+
+
+def test_the_least_time_counts_the_windows_that_must_pass() -> None:
+    assert [least_seconds(count, 200, 30.0) for count in (0, 1, 200, 201, 400, 401)] == [0, 0, 0, 30, 30, 60]
