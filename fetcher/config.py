@@ -188,7 +188,7 @@ class LimitsConfig(_Section, frozen=True, kw_only=True):
     """Concurrent cursor walks of one portfolio."""
     page_size: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
     window_months: Annotated[int, msgspec.Meta(ge=1, le=3)] = 3
-    shard_by: ShardBy = "enterprise"
+    shard_by: ShardBy = "auto"
     request_seconds: Positive = 60.0
     """How long one request and its answer may take."""
     body_mebibytes: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64

@@ -342,7 +342,7 @@ class Story:
                     "walks": chance.choice((1, 3, 16)),
                     "page_size": chance.choice((7, 20, 100)),
                     "window_months": chance.choice((1, 3)),
-                    "shard_by": chance.choice(("enterprise", "portfolio")),
+                    "shard_by": chance.choice(("auto", "auto", "enterprise", "portfolio")),
                     "request_seconds": 30,
                     "outage_minutes": 5,
                 },

@@ -105,8 +105,8 @@ def _keep_the_room(accept: Callable[..., Any]) -> Callable[..., Any]:
 def _keep_the_pages(encode: Callable[..., Any]) -> Callable[..., Any]:
     kept: list[Page] = []
 
-    def keeping(self: Any, answer: Any, position: Any) -> Any:
-        step = encode(self, answer, position)
+    def keeping(self: Any, *arguments: Any) -> Any:
+        step = encode(self, *arguments)
         kept.append(step.page)
         return step
 

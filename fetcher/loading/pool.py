@@ -3,7 +3,8 @@
 How it goes on after a walk:
 
 1. it came to its end: whether its orders may have moved unseen is for the run's closing to know
-2. it is to be split: its parts go first, they are what the newest-first order has got to
+2. it is split, because it was too much or because walkers have nothing to do: its parts go first, they are what the
+   newest-first order has got to
 3. something is refused: that is left out, and the rest goes on from where it was
 4. the platform is down for too long, or asks for a longer pause than a run waits: nothing more of the portfolio
 5. anything else: the shard has failed, is named, and is left for the next run
@@ -125,6 +126,18 @@ class Pool:
         finally:
             self._walkers -= 1
 
+    def _share(self, item: Item, scope: Scope) -> int:
+        """How many parts a walk may give away now: its share of the walkers that have nothing to do.
+
+        None while the budget is what binds: then parts would only cost requests.
+        """
+        if item.closing or self._queue or not scope.splits:
+            return 0
+        idle = self._most - self._walkers
+        budget = scope.connector.budget
+        free = 0 if budget.paused_seconds else budget.share - budget.used - self._walkers
+        return max(0, min(-(-idle // self._walkers), idle, free))
+
     def _requeue(self, items: list[Item], scope: Scope) -> None:
         self._queue.extendleft(reversed(items))
         self._tally.shards_planned += len(items)
@@ -137,12 +150,12 @@ class Pool:
             return
         walk = Walk(scope, item.shard, item.position, item.lineage)
         try:
-            outcome = await walk.run(partial(self._deliver, item, scope))
+            outcome = await walk.run(partial(self._deliver, item, scope), partial(self._share, item, scope))
         except InvalidStatesError as error:  # every walk's: said once
             raise PortfolioFailedError(error) from None
         except InvalidRequestError as error:
             if not error.names_services:
-                self._fail(item, error)
+                self._fail(item, error, scope)
             else:
                 await self._find_out(self._refusals.find_refused(walk.shard, item.attempts, error), item, walk, scope)
         except AccessDeniedError as error:
@@ -151,7 +164,7 @@ class Pool:
         except PlatformError as error:
             if scope.connector.platform.circuit.given_up or isinstance(error, PausedError):
                 raise PortfolioFailedError(error) from None
-            self._fail(item, error)
+            self._fail(item, error, scope)
         else:
             if isinstance(outcome, Split):
                 await self._split(item, walk.shard, outcome, scope)
@@ -181,6 +194,8 @@ class Pool:
 
     async def _split(self, item: Item, shard: Shard, split: Split, scope: Scope) -> None:
         parts = [msgspec.structs.replace(item, shard=part, position=position) for part, position in split.parts]
+        if split.helped:  # nothing was too much, so what is for one of them says nothing of the others
+            parts[1:] = [msgspec.structs.replace(part, lineage=Lineage()) for part in parts[1:]]
         self._moving.update(shard.service_ids)
         self._tally.shards_planned -= 1
         if not item.closing:
@@ -197,7 +212,7 @@ class Pool:
         try:
             attempts = await search
         except PlatformError as trouble:
-            self._fail(item, trouble)
+            self._fail(item, trouble, scope)
             return
         again = msgspec.structs.replace(item, attempts=attempts)
         await self._leave_out_bad(again, walk.shard, walk.position, scope)
@@ -216,13 +231,18 @@ class Pool:
             await self._handover.news(partial(self._note_split, item.shard, split))
         self._requeue([msgspec.structs.replace(item, shard=rest, position=position)], scope)
 
-    def _fail(self, item: Item, error: PlatformError) -> None:
+    def _fail(self, item: Item, error: PlatformError, scope: Scope) -> None:
+        """Name what is left for the next run: of a pack, each enterprise with its services."""
         shard = item.shard
         self._failed.update(shard.service_ids)
-        self._tally.fail(
-            str(error),
-            error.request_id,
-            enterprise=shard.enterprise_id,
-            services=shard.service_ids,
-            window=(shard.window.start, shard.window.end),
-        )
+        enterprises: dict[str | None, list[str]] = {}
+        for service in shard.service_ids:
+            enterprises.setdefault(scope.enterprise_ids.get(service.lower()), []).append(service)
+        for enterprise, services in enterprises.items():
+            self._tally.fail(
+                str(error),
+                error.request_id,
+                enterprise=enterprise,
+                services=tuple(services),
+                window=(shard.window.start, shard.window.end),
+            )

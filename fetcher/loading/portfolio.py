@@ -266,6 +266,7 @@ class PortfolioLoad:
             learned=self._learned,
             settled=self._beginning.remembered_from,
             room=self._room,
+            splits=self._config.limits.shard_by != "portfolio",
             full_since=self._beginning.began if self._full else None,
         )
 

@@ -181,4 +181,5 @@ class Refusals:
 
     def _leave_out(self, service: str, error: PlatformError) -> None:
         self._bad.add(service)
-        self._tally.fail(str(error), error.request_id, services=(service,))
+        enterprise = next((known.enterprise_id for known in self._services if known.id == service), None)
+        self._tally.fail(str(error), error.request_id, enterprise=enterprise, services=(service,))

@@ -8,6 +8,9 @@ How a walk goes on after each answer:
 4. a service is refused: the caller finds out which
 5. anything else is the caller's to report
 
+After a full page, while others have nothing to do, it gives parts of its remaining time away (`give_away`): time of
+which nothing was read, whatever order the platform has. So they need no cursor, and nothing of them comes twice.
+
 No page that was received is asked for again, except in case 3: parts of a split shard go on at its cursor.
 """
 
@@ -28,12 +31,12 @@ from fetcher.connector.operations import (
     OrdersRequest,
     raw_orders,
 )
-from fetcher.connector.types import ProductServiceOrder
+from fetcher.connector.types import ProductServiceOrder, parse_utc
 from fetcher.errors import BadResponseError, InvalidRequestError, TooHeavyError
 from fetcher.loading.page_size import Learned, PageSize
 from fetcher.planning.checkpoint import Position
-from fetcher.planning.shards import Shard, split_services, split_window
-from fetcher.planning.sifting import Sieve, Sifted, unreadable_time
+from fetcher.planning.shards import Shard, give_away, split_services, split_window
+from fetcher.planning.sifting import NOTHING, Sieve, Sifted, unreadable_time
 from fetcher.planning.windows import add_months
 from fetcher.sinks.base import Page
 
@@ -57,10 +60,14 @@ class Split(msgspec.Struct, frozen=True):
     """The rest of the shard is to be walked as these shards, each from its position."""
 
     parts: tuple[tuple[Shard, Position], ...]
+    helped: bool = False
+    """Whether it is so that others may help, and not because it was too much."""
 
 
 Outcome = Finished | Split
 Deliver = Callable[[Step], Awaitable[None]]
+Share = Callable[[], int]
+"""How many parts of its rest a walk may give away now."""
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -78,6 +85,8 @@ class Scope(msgspec.Struct, frozen=True):
     """See `Page.settled`."""
     room: anyio.Semaphore
     """For pages in memory; whoever a page is delivered to releases it."""
+    splits: bool = True
+    """Whether walks give parts away while walkers have nothing to do."""
     full_since: datetime | None = None
     """See `Page.full_since`."""
 
@@ -145,11 +154,21 @@ class Walk:
     AHEAD = timedelta(days=1)
     """How far beyond the platform's now an open-ended shard asks, so that what changes while it reads is there."""
 
+    WORTH = 1.5
+    """Pages that a part should have, by what was seen of the walk: it costs up to a request more."""
+
     def __init__(self, scope: Scope, shard: Shard, position: Position, lineage: Lineage) -> None:
         self._scope = scope
         self._lineage = lineage
         self._shard = shard
         self._cursor = position.cursor
+        # The oldest and the newest `UpdatedUtc` that came, and how many orders of this object's; the oldest is also
+        # of those before it, or unknown.
+        self._at_start = position.cursor is None
+        self._oldest = position.oldest
+        self._newest: datetime | None = None
+        self._came = 0
+        self._by_update = True
         self._size = PageSize(scope.page_size, position.count, scope.learned)
         self._sieve = Sieve(shard)
         self._until = shard.window.end
@@ -169,10 +188,14 @@ class Walk:
     @property
     def position(self) -> Position:
         """Where it stands: what it delivered is newer."""
-        return Position(self._cursor, self._size.count)
+        return Position(self._cursor, self._size.count, self._oldest)
 
-    async def run(self, deliver: Deliver) -> Outcome:
-        """Walk to the end, or to where the shard must be split.
+    async def run(self, deliver: Deliver, share: Share = lambda: 0) -> Outcome:
+        """Walk to the end, or to where the shard is split: because it must be, or because others may help.
+
+        Args:
+            deliver: takes each page.
+            share: says how many parts may be given away; asked after each full page.
 
         Raises:
             InvalidRequestError: a service is refused, or the request as a whole.
@@ -195,14 +218,50 @@ class Walk:
             self._size.went_well(answer.listing.count)
             self._lineage.fruitless = 0
             self._pages += 1
+            known = self._at_start or self._oldest is not None
+            self._at_start = False
             self._cursor = answer.listing.cursor
+            sifted = self._sieve.sift(answer.listing)
+            self._look_at_times(sifted, known=known)
             now = self._scope.connector.platform.clock.now()
-            delivery = deliver(self._step(answer, None if finished else self.position))
-            del answer  # or it would stay in memory until the next one is there
+            delivery = deliver(self._step(answer, sifted, None if finished else self.position))
+            del answer, sifted  # or it would stay in memory until the next one is there
             await delivery
             if finished:
                 at_once = whole_from_here and self._pages == 1
                 return Finished(at_once and now < self._until)
+            if (most := share()) and (given := self._give_away(most)) is not None:
+                return given
+
+    def _look_at_times(self, sifted: Sifted, *, known: bool) -> None:
+        """Note how old the orders of a page are; `known`: it was known before how old the oldest is."""
+        if not known or sifted.oldest is None:
+            self._oldest = None
+        elif sifted.oldest == NOTHING:  # all on the window's edge
+            self._oldest = self._oldest or self._shard.window.end
+        else:
+            newest = parse_utc(sifted.latest) if sifted.latest else sifted.oldest
+            self._oldest = sifted.oldest if self._oldest is None else min(self._oldest, sifted.oldest)
+            self._newest = newest if self._newest is None else max(self._newest, newest)
+            self._came += len(sifted.kept)
+            self._by_update = sifted.by_update
+
+    def _give_away(self, most: int) -> Split | None:
+        """Parts of the time that is left, as long as each is worth more than a page; `None`: it is not worth it."""
+        if self._oldest is None or self._newest is None:
+            return None
+        span = (self._newest - self._oldest).total_seconds()
+        left = (self._oldest - self._shard.window.start).total_seconds()
+        if span <= 0 or left <= 0:
+            return None
+        rest = self._came * left / span / self._size.count  # pages, if orders are as dense there as here
+        if not self._by_update:
+            most = most * 2 + 1
+        parts = min(most, int(rest / self.WORTH) - 1)
+        if parts < 1 or (shards := give_away(self._shard, self._oldest, parts)) is None:
+            return None
+        fresh = Position(None, self._size.count)
+        return Split(((shards[0], self.position), *((shard, fresh) for shard in shards[1:])), helped=True)
 
     async def _ask(self, count: int) -> Answer[ProductServiceOrder]:
         request = OrdersRequest(
@@ -236,7 +295,7 @@ class Walk:
 
     def _ask_for_less(self, error: TooHeavyError) -> Split | None:
         """Smaller pages, or else a split; raises `error` if there is nothing left to halve."""
-        position = Position(self._cursor, self._size.count)
+        position = self.position
         self._lineage.fruitless += 1
         if self._lineage.hopeless:
             raise error
@@ -261,6 +320,9 @@ class Walk:
             self._restarted = True
             self._shard = again
             self._cursor = None
+            self._at_start = True
+            self._oldest = self._newest = None
+            self._came = 0
             self._seen.clear()
             return None
         halves = split_window(again) or split_services(again)
@@ -268,8 +330,7 @@ class Walk:
             raise error.error
         return Split(tuple((half, fresh) for half in halves))
 
-    def _step(self, answer: Answer[ProductServiceOrder], position: Position | None) -> Step:
-        sifted = self._sieve.sift(answer.listing)
+    def _step(self, answer: Answer[ProductServiceOrder], sifted: Sifted, position: Position | None) -> Step:
         page = self._scope.page(answer, sifted, repeats=self._shard.repeats, filtered=self._shard.filtered)
         return Step(self._shard, page, position, sifted)
 

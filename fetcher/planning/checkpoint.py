@@ -53,6 +53,8 @@ class OpenRecord(msgspec.Struct, frozen=True):
     open_ended: bool = False
     repeats: bool = False
     filtered: bool = False
+    oldest: datetime | None = None
+    """See `Position.oldest`."""
 
 
 class AsideRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +103,8 @@ class Position(msgspec.Struct, frozen=True):
 
     cursor: str | None
     count: int
+    oldest: datetime | None = None
+    """Nothing that was updated before it was read so far; `None`: unknown, if there is a cursor."""
 
 
 def selection_key(states: Iterable[str] | None) -> str:
@@ -203,7 +207,7 @@ class Checkpoint:
                     repeats=record.repeats,
                     filtered=record.filtered,
                 )
-                walks.append((shard, Position(record.cursor, record.count)))
+                walks.append((shard, Position(record.cursor, record.count, record.oldest)))
         return walks
 
     def bad_services(self) -> dict[str, datetime]:
@@ -383,6 +387,7 @@ class Checkpoint:
             shard.open_ended,
             shard.repeats,
             shard.filtered,
+            position.oldest,
         )
         self._write("open", shard.key, record)
 

@@ -7,9 +7,10 @@ the whole target, without a gap (promise P1), and no two shards of a plan share 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -17,7 +18,9 @@ import msgspec
 from fetcher.connector.operations import MAX_IDS
 from fetcher.planning.windows import Window, Windows, grid, overlaps, subtract, union
 
-ShardBy = Literal["enterprise", "portfolio"]
+ShardBy = Literal["auto", "enterprise", "portfolio"]
+"""`auto`: services of all enterprises share walks, which are split while walkers are idle; `portfolio`: likewise, but
+never split; `enterprise`: each enterprise has walks of its own, which are split likewise."""
 
 
 class ServiceRef(msgspec.Struct, frozen=True, order=True):
@@ -98,11 +101,66 @@ def plan(
     """
     shards: list[Shard] = []
     for (enterprise, missing, until), members in _groups(services, covered, target, filtered_until or {}).items():
-        for first in range(0, len(members), MAX_IDS):
-            ids = tuple(members[first : first + MAX_IDS])
+        for ids in pack(members):
             shards += _batch_shards(ids, enterprise, missing, target, tainted or {}, until)
     shards.sort(key=lambda shard: (shard.window.start, shard.window.end), reverse=True)  # stable: batches stay in turn
     return shards
+
+
+def pack(services: Sequence[ServiceRef]) -> list[tuple[str, ...]]:
+    """As few lists of at most 1000 ids as there can be; an enterprise's services stay together where that costs none.
+
+    Args:
+        services: sorted.
+    """
+    least = -(-len(services) // MAX_IDS)
+    enterprises: dict[str, list[str]] = {}
+    for service in services:
+        enterprises.setdefault(service.enterprise_id, []).append(service.id)
+    lists: list[list[str]] = []
+    for ids in sorted(enterprises.values(), key=len, reverse=True):  # stable: the same input, the same lists
+        for first in range(0, len(ids), MAX_IDS):
+            part = ids[first : first + MAX_IDS]
+            for other in lists:
+                if len(other) + len(part) <= MAX_IDS:
+                    other += part
+                    break
+            else:
+                lists.append(part)
+    if len(lists) > least:
+        ids = [service.id for service in services]
+        lists = [ids[first : first + MAX_IDS] for first in range(0, len(ids), MAX_IDS)]
+    return [tuple(sorted(ids)) for ids in lists]
+
+
+def give_away(shard: Shard, floor: datetime, parts: int) -> tuple[Shard, ...] | None:
+    """The shard as the part that its walk keeps, and at most `parts` older ones, of which nothing was read.
+
+    Nothing older than `floor` was read, so whatever order the platform has, what is given away needs no cursor, and
+    brings nothing that came before; and the cursor's own order stays within what is kept. Cuts are on whole seconds.
+
+    Args:
+        shard: that is being walked.
+        floor: the oldest `UpdatedUtc` that came.
+        parts: 1 or more, as many as there are seconds.
+
+    Returns: what is kept, then the newest of the others first; `None`: there is no whole second to give away.
+    """
+    start, top = shard.window.start, floor.replace(microsecond=0)
+    seconds = int((top - start).total_seconds())
+    if top >= shard.window.end or seconds < 1:
+        return None
+    shares = min(parts + 1, seconds + 1)
+    cuts = sorted({start + timedelta(seconds=seconds * share // shares) for share in range(1, shares)} - {start})
+    if not cuts:
+        cuts = [top]
+    edges = [start, *cuts]
+    kept = msgspec.structs.replace(shard, window=Window(cuts[-1], shard.window.end))
+    older = [
+        msgspec.structs.replace(shard, window=Window(first, second), open_ended=False)
+        for first, second in reversed(list(pairwise(edges)))
+    ]
+    return kept, *older
 
 
 def closing_shards(
@@ -148,16 +206,14 @@ def _groups(
     covered: Mapping[str, Windows],
     target: Target,
     filtered_until: Mapping[str, datetime],
-) -> dict[tuple[str | None, Windows, datetime | None], list[str]]:
+) -> dict[tuple[str | None, Windows, datetime | None], list[ServiceRef]]:
     """Services that can share a walk: of one enterprise (unless packed), missing the same, filtered up to the same."""
-    groups: dict[tuple[str | None, Windows, datetime | None], list[str]] = {}
+    groups: dict[tuple[str | None, Windows, datetime | None], list[ServiceRef]] = {}
     for service in sorted(services):
         missing = subtract(target.window, covered.get(service.id, ()))
         if missing:
             enterprise = service.enterprise_id if target.shard_by == "enterprise" else None
-            groups.setdefault((enterprise, missing, filtered_until.get(service.id)), []).append(service.id)
-    for members in groups.values():
-        members.sort()
+            groups.setdefault((enterprise, missing, filtered_until.get(service.id)), []).append(service)
     return groups
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
+from operator import ge
 
 import msgspec
 
@@ -25,6 +26,8 @@ UNASKED = "of a service that was not asked for"
 
 _EDGE = timedelta(seconds=1)
 """A platform that compares whole seconds, and includes the end, sends what is updated within the second after it."""
+NOTHING = datetime.max.replace(tzinfo=UTC)
+"""Later than any order's time."""
 _DIGITS = b"0123456789."
 _SHAPE = b"--T::Z"
 """What is left of a time as the platform writes it, without its digits."""
@@ -40,6 +43,10 @@ class Sifted(msgspec.Struct, frozen=True):
     """How many the platform should not have sent, by kind; an order on the window's edge is none."""
     latest: str
     """The latest `UpdatedUtc` of what was kept; empty if nothing was."""
+    oldest: datetime | None = None
+    """The oldest `UpdatedUtc` of what may be the shard's, `NOTHING` if there is nothing; `None`: it cannot be told."""
+    by_update: bool = False
+    """Whether they came newest `UpdatedUtc` first."""
     rejected: Sequence[RejectedOrder] = ()
     """Orders that cannot be read and may be the shard's."""
     unreadable: Sequence[int] = ()
@@ -74,18 +81,19 @@ class Sieve:
         """The orders of a page that are the shard's."""
         orders = listing.items
         if not listing.count:
-            return Sifted(orders, frozenset(), Counter(), "")
+            return Sifted(orders, frozenset(), Counter(), "", NOTHING)
         # Every order passes here: columns first, each order only where one of them is not as it should be.
         times = [order.updated_utc for order in orders]
         if (
             not listing.rejected
-            and self._start <= min(times)
+            and self._start <= (oldest := min(times))
             and (latest := max(times)) < self._end
             and self._services.issuperset([order.service_id for order in orders])
             and "".join(times).encode().translate(None, _DIGITS) == _SHAPE * len(times)
             and _instant(latest) is not None
         ):
-            return Sifted(orders, frozenset(), Counter(), latest)
+            by_update = all(map(ge, times, times[1:]))
+            return Sifted(orders, frozenset(), Counter(), latest, _instant(oldest), by_update)
         return self._sift_each(listing)
 
     def _sift_each(self, listing: Listing[ProductServiceOrder]) -> Sifted:
@@ -93,15 +101,18 @@ class Sieve:
         skipped: set[int] = set()
         unreadable: list[int] = []
         oddities: Counter[str] = Counter()
+        oldest: datetime | None = NOTHING
         for position, order in enumerate(listing.items):
             updated = _instant(order.updated_utc)
             reason = self._reason(order.service_id, updated)
             if reason is None and updated is not None:
                 kept.append(order)
+                oldest = _older(oldest, updated)
                 continue
             skipped.add(position)
             if reason is None:
                 unreadable.append(position)
+                oldest = None
             elif reason:
                 oddities[reason] += 1
         rejected: list[RejectedOrder] = []
@@ -110,10 +121,11 @@ class Sieve:
             reason = self._reason(order.service_id, updated)
             if reason is None:
                 rejected.append(order)
+                oldest = _older(oldest, updated)
             elif reason:
                 oddities[reason] += 1
         latest = max([order.updated_utc for order in kept], default="")
-        return Sifted(kept, frozenset(skipped), oddities, latest, rejected, unreadable)
+        return Sifted(kept, frozenset(skipped), oddities, latest, oldest, False, rejected, unreadable)
 
     def _reason(self, service: str | None, updated: datetime | None) -> str | None:
         """Why an order is not kept: `None` it is, empty it is on the edge, else the oddity. What is unknown fits."""
@@ -141,7 +153,7 @@ def sift_ids(listing: Listing[ProductServiceOrder], keys: Set[str], read: Mappin
     kept = [order for place, order in enumerate(listing.items) if place not in skipped]
     rejected = [order for order in listing.rejected.values() if (order.id or "").lower() in keys]
     latest = max([order.updated_utc for order in kept], default="")
-    return Sifted(kept, skipped, Counter(), latest, rejected, unreadable)
+    return Sifted(kept, skipped, Counter(), latest, None, False, rejected, unreadable)
 
 
 def _within(order: ProductServiceOrder, read: Mapping[str, Windows]) -> bool:
@@ -154,6 +166,11 @@ def _within(order: ProductServiceOrder, read: Mapping[str, Windows]) -> bool:
 def unreadable_time(raw: bytes) -> RejectedOrder:
     """An order whose `UpdatedUtc` is no time."""
     return reject(raw, "UpdatedUtc should be an ISO 8601 time, found other text")
+
+
+def _older(oldest: datetime | None, updated: datetime | None) -> datetime | None:
+    """The older of two times; `None`, which is any time, is older than all."""
+    return None if oldest is None or updated is None else min(oldest, updated)
 
 
 def _instant(text: str) -> datetime | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import anyio
 import pytest
 from msgspec import structs
 
+from fetcher.connector.budget import RequestBudget
 from fetcher.connector.operations import EnterprisesRequest, OrdersOperation, OrdersRequest
 from fetcher.errors import (
     AccessDeniedError,
@@ -25,9 +28,10 @@ from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
 from fetcher.loading.pool import Pool
 from fetcher.loading.refusals import PortfolioFailedError, Refusals
+from fetcher.loading.remaining import remaining
 from fetcher.planning.checkpoint import Checkpoint, Position
-from fetcher.planning.shards import ServiceRef, Shard
-from fetcher.planning.windows import Window
+from fetcher.planning.shards import ServiceRef, Shard, Target
+from fetcher.planning.windows import Window, union
 from fetcher.report import Tally
 from fetcher.sinks import Page
 from fetcher.sinks.writer import Delivery
@@ -41,10 +45,10 @@ SERVICES = 6
 class Case:
     """A pool, and all that it uses; whatever it hands over is accepted at once."""
 
-    def __init__(self, connector: FakeConnector, walks: int = 16, page_size: int = 10) -> None:
+    def __init__(self, connector: FakeConnector, walks: int = 16, page_size: int = 10, *, splits: bool = False) -> None:
         self.connector = connector
         connector.platform.circuit = SimpleNamespace(given_up=False)  # type: ignore[attr-defined]
-        trail = Trail(connector, page_size)
+        trail = Trail(connector, page_size, splits=splits)
         self.scope, self.room = trail.scope, trail.room
         self.checkpoint = Checkpoint("north", None, {}, {})
         self.tally = Tally(portfolio="north")
@@ -245,3 +249,75 @@ def test_a_pause_that_is_longer_than_a_run_waits_ends_all_walks() -> None:
         assert isinstance(caught.value.error, PausedError)
 
     run_virtually(play)
+
+
+def shared(connector: FakeConnector, walks: int = 16, *, splits: bool = True) -> Case:
+    async def play() -> Case:
+        case = Case(connector, walks, splits=splits)
+        await case.walk(together())
+        return case
+
+    return run_virtually(play)
+
+
+@pytest.mark.parametrize("late", [None, 0, 3, 60])
+def test_walkers_with_nothing_to_do_share_what_is_left_and_every_order_comes_once(late: int | None) -> None:
+    connector = FakeConnector(hourly(400, SERVICES))
+    if late is not None:  # created up to so many orders before they were updated
+        chance = Random(late)
+        ranked = sorted(enumerate(reversed(connector.orders)), key=lambda one: one[0] - chance.random() * late)
+        connector.created = {one["Id"]: place for place, (_, one) in enumerate(ranked)}
+    case = shared(connector)
+    assert sorted(case.orders) == sorted(ids(connector.orders))
+    assert len(connector.requests) <= 40 * 1.5
+    assert case.checkpoint.begun() == []
+    assert case.tally.shards_planned == case.tally.shards_done > 1
+    assert {union(windows) for windows in case.checkpoint.covered().values()} == {(Window(START, END),)}
+
+
+def test_nothing_is_given_away_where_walks_are_not_to_be_split_or_the_budget_binds_or_nobody_is_idle() -> None:
+    assert len(shared(FakeConnector(hourly(400, SERVICES)), splits=False).connector.requests) == 41
+    assert len(shared(FakeConnector(hourly(400, SERVICES)), walks=1).connector.requests) == 41
+    bound = FakeConnector(hourly(400, SERVICES))
+    bound.budget = RequestBudget(1, 30)
+    assert len(shared(bound).connector.requests) == 41
+
+
+def test_a_load_that_is_killed_while_it_is_split_goes_on_without_a_gap_and_without_a_page_twice() -> None:
+    class KilledError(Exception):
+        pass
+
+    def killed_after(pages: int) -> Case:
+        async def play() -> Case:
+            case = Case(FakeConnector(hourly(400, SERVICES)), splits=True)
+            take = case.take
+
+            async def until(delivery: Delivery) -> None:
+                if case.tally.pages > pages:
+                    raise KilledError
+                await take(delivery)
+
+            case.handover._send = until
+            with suppress(BaseException):
+                await case.pool.walk([(together(), Position(None, 10))], case.scope)
+            return case
+
+        return run_virtually(play)
+
+    for pages in (1, 2, 5, 9, 20):
+        before = killed_after(pages)
+
+        async def go_on(before: Case = before) -> Case:
+            records = {name: text for name, text in before.records.items() if text is not None}
+            after = Case(FakeConnector(hourly(400, SERVICES)), splits=True)
+            after.checkpoint = Checkpoint("north", None, records, {})
+            window = Window(START, END)
+            target = Target(window=window, settled=END, open_ended=False, months=3, shard_by="auto")
+            services = [ServiceRef("e", service(number)) for number in range(SERVICES)]
+            missing, going_on = remaining(after.checkpoint, services, target, (), by_states=False)
+            fresh = [(shard, Position(None, 10)) for shard in missing]
+            await after.pool.walk([*going_on, *fresh], after.scope)
+            return after
+
+        after = run_virtually(go_on)
+        assert sorted([*before.orders, *after.orders]) == sorted(ids(after.connector.orders))

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Answer
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation, OrdersRequest
@@ -103,7 +104,9 @@ class FakeConnector:
         self.orders = sorted(orders, key=lambda one: (one["UpdatedUtc"], one["Id"]), reverse=True)
         self._places = {one["Id"]: (parse_utc(one["UpdatedUtc"]), UUID(one["Id"]).int) for one in self.orders}
         self.platform = FakePlatform()
+        self.budget = RequestBudget(200, 30)
         self.requests: list[OrdersRequest] = []
+        self.created: dict[str, int] | None = None
         self.cursor: Callable[[str | None], str | None] = lambda cursor: cursor
         self._trouble = trouble or Trouble()
 
@@ -119,7 +122,12 @@ class FakeConnector:
             one for one in self.orders if one["ServiceId"] in services and first <= self._places[one["Id"]][0] < last
         ]
         self._trouble(request, len(found))
-        if request.limitation.cursor is not None:
+        if self.created is not None:  # that is what "newest" means, then
+            created = self.created
+            found.sort(key=lambda one: created[one["Id"]], reverse=True)
+            if (cursor := request.limitation.cursor) is not None:
+                found = [one for one in found if created[one["Id"]] < created[cursor]]
+        elif request.limitation.cursor is not None:
             at = self._places[request.limitation.cursor]
             found = [one for one in found if self._places[one["Id"]] < at]
         page = found[: request.limitation.count]
@@ -134,7 +142,7 @@ class FakeConnector:
 class Trail:
     """The walk of a shard, and of all that it is split into; what they delivered, and how they ended."""
 
-    def __init__(self, connector: FakeConnector, page_size: int = 100) -> None:
+    def __init__(self, connector: FakeConnector, page_size: int = 100, *, splits: bool = False) -> None:
         self.connector = connector
         self.room = anyio.Semaphore(ROOM)
         self.scope = Scope(
@@ -147,6 +155,7 @@ class Trail:
             learned=Learned(page_size),
             settled="2024-05-01T00:00:00",
             room=self.room,
+            splits=splits,
         )
         self.steps: list[Step] = []
         self.shards: list[Shard] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from hypothesis import given, settings
@@ -15,7 +15,9 @@ from fetcher.planning.shards import (
     ShardBy,
     Target,
     closing_shards,
+    give_away,
     least_seconds,
+    pack,
     plan,
     split_services,
     split_window,
@@ -39,7 +41,7 @@ SERVICES = st.lists(st.integers(0, 12), max_size=5).map(
 )
 
 
-@given(WINDOWS, SERVICES, st.data(), st.sampled_from(["enterprise", "portfolio"]), st.integers(1, 3))
+@given(WINDOWS, SERVICES, st.data(), st.sampled_from(["auto", "enterprise", "portfolio"]), st.integers(1, 3))
 @settings(deadline=None)
 def test_shards_and_what_is_covered_make_up_the_target_for_every_service(
     window: Window, services: list[ServiceRef], data: st.DataObject, shard_by: ShardBy, months: int
@@ -127,3 +129,46 @@ def test_the_closing_walks_are_packed_across_enterprises() -> None:
 
 def test_the_least_time_counts_the_windows_that_must_pass() -> None:
     assert [least_seconds(count, 200, 30.0) for count in (0, 1, 200, 201, 400, 401)] == [0, 0, 0, 30, 30, 60]
+
+
+@given(st.lists(st.integers(1, 1400), max_size=12))
+@settings(deadline=None)
+def test_a_pack_takes_no_more_lists_than_it_must_and_has_every_service_once(sizes: list[int]) -> None:
+    services = [service(number, place) for number, size in enumerate(sizes) for place in range(size)]
+    lists = pack(services)
+    assert sorted(id_ for ids in lists for id_ in ids) == sorted(ref.id for ref in services)
+    assert all(len(ids) <= MAX_IDS for ids in lists)
+    assert len(lists) == -(-len(services) // MAX_IDS)
+
+
+def test_an_enterprise_stays_together_where_that_costs_no_list() -> None:
+    services = [service(number, place) for number, size in enumerate([600, 300, 400, 700]) for place in range(size)]
+    lists = pack(services)
+    for number in range(4):
+        assert sum(service(number, 0).id in ids and service(number, 299).id in ids for ids in lists) == 1
+    assert [len(ids) for ids in lists] == [1000, 1000]
+
+
+MOMENTS = st.integers(0, 5_000_000).map(lambda tenths: YEARS.start + timedelta(milliseconds=100 * tenths))
+
+
+@given(MOMENTS, st.integers(1, 40), st.integers(1, 100_000))
+def test_what_is_given_away_and_what_is_kept_make_up_the_shard_and_nothing_given_away_was_read(
+    floor: datetime, parts: int, seconds: int
+) -> None:
+    end = floor.replace(microsecond=0) + timedelta(seconds=seconds)
+    shard = Shard(service_ids=("s",), window=Window(YEARS.start, end), settled=end, open_ended=True, repeats=True)
+    shares = give_away(shard, floor, parts)
+    if shares is None:
+        assert floor < YEARS.start + timedelta(seconds=1)
+        return
+    kept, *given_away = shares
+    assert 1 <= len(given_away) <= parts
+    windows = [share.window for share in shares]
+    assert union(windows) == (shard.window,)
+    assert sum(((one.end - one.start) for one in windows), timedelta()) == end - YEARS.start
+    assert all(window.end <= floor and not window.end.microsecond for window in windows[1:])
+    assert windows == sorted(windows, reverse=True)
+    assert kept.open_ended
+    assert not any(share.open_ended for share in given_away)
+    assert all(share.repeats and share.settled == end for share in shares)
