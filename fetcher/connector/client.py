@@ -113,6 +113,8 @@ class Answer(msgspec.Struct, Generic[T], frozen=True):
     """The page as it came, decompressed; empty for 204."""
     fetched_utc: datetime
     """When it came, by the platform's clock."""
+    seconds: float = 0.0
+    """From when its request was sent until it was there."""
 
 
 class Connector:
@@ -355,7 +357,8 @@ class Connector:
 
     def _answer(self, listing: Listing[T], got: _Got) -> Answer[T]:
         self._observe(got)
-        return Answer(listing, got.reply.body, self.platform.clock.stamp())
+        took = asyncio.get_running_loop().time() - got.sent
+        return Answer(listing, got.reply.body, self.platform.clock.stamp(), took)
 
     def _observe(self, got: _Got) -> None:
         """The answer is the platform's own, so its `Date` tells the time."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Awaitable, Iterable, Set
 from functools import partial
+from math import ceil
 
 import anyio
 import msgspec
@@ -126,16 +127,24 @@ class Pool:
         finally:
             self._walkers -= 1
 
-    def _share(self, item: Item, scope: Scope) -> int:
+    def _share(self, item: Item, scope: Scope, pages: float, seconds: float) -> int:
         """How many parts a walk may give away now: its share of the walkers that have nothing to do.
 
-        None while the budget is what binds: then parts would only cost requests.
+        Where the budget binds, parts only cost requests: then no more than keep it busy.
+
+        Args:
+            item: what is walked.
+            scope: what its walks share.
+            pages: that the walk may have left.
+            seconds: that a page takes.
         """
         if item.closing or self._queue or not scope.splits:
             return 0
         idle = self._most - self._walkers
         budget = scope.connector.budget
         free = 0 if budget.paused_seconds else budget.share - budget.used - self._walkers
+        if pages * self._walkers > free:
+            idle = min(idle, ceil(budget.requests / budget.per_seconds * seconds) + 1 - self._walkers)
         return max(0, min(-(-idle // self._walkers), idle, free))
 
     def _requeue(self, items: list[Item], scope: Scope) -> None:

@@ -66,8 +66,8 @@ class Split(msgspec.Struct, frozen=True):
 
 Outcome = Finished | Split
 Deliver = Callable[[Step], Awaitable[None]]
-Share = Callable[[], int]
-"""How many parts of its rest a walk may give away now."""
+Share = Callable[[float, float], int]
+"""How many parts of its rest a walk may give away now: by how many pages that is, and how many seconds one takes."""
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -190,7 +190,7 @@ class Walk:
         """Where it stands: what it delivered is newer."""
         return Position(self._cursor, self._size.count, self._oldest)
 
-    async def run(self, deliver: Deliver, share: Share = lambda: 0) -> Outcome:
+    async def run(self, deliver: Deliver, share: Share = lambda _pages, _seconds: 0) -> Outcome:
         """Walk to the end, or to where the shard is split: because it must be, or because others may help.
 
         Args:
@@ -224,13 +224,14 @@ class Walk:
             sifted = self._sieve.sift(answer.listing)
             self._look_at_times(sifted, known=known)
             now = self._scope.connector.platform.clock.now()
+            seconds = answer.seconds
             delivery = deliver(self._step(answer, sifted, None if finished else self.position))
             del answer, sifted  # or it would stay in memory until the next one is there
             await delivery
             if finished:
                 at_once = whole_from_here and self._pages == 1
                 return Finished(at_once and now < self._until)
-            if (most := share()) and (given := self._give_away(most)) is not None:
+            if (pages := self._pages_left()) and (given := self._give_away(share(pages, seconds), pages)) is not None:
                 return given
 
     def _look_at_times(self, sifted: Sifted, *, known: bool) -> None:
@@ -246,19 +247,20 @@ class Walk:
             self._came += len(sifted.kept)
             self._by_update = sifted.by_update
 
-    def _give_away(self, most: int) -> Split | None:
-        """Parts of the time that is left, as long as each is worth more than a page; `None`: it is not worth it."""
+    def _pages_left(self) -> float:
+        """How many pages the time that is left is worth, if orders are as dense there as so far; 0: nobody knows."""
         if self._oldest is None or self._newest is None:
-            return None
+            return 0
         span = (self._newest - self._oldest).total_seconds()
         left = (self._oldest - self._shard.window.start).total_seconds()
-        if span <= 0 or left <= 0:
-            return None
-        rest = self._came * left / span / self._size.count  # pages, if orders are as dense there as here
-        if not self._by_update:
+        return 0 if span <= 0 or left <= 0 else self._came * left / span / self._size.count
+
+    def _give_away(self, most: int, pages: float) -> Split | None:
+        """Parts of the time that is left, as long as each is worth more than a page; `None`: it is not worth it."""
+        if most and not self._by_update:  # what is kept cannot be shared as well later: the parts are to be smaller
             most = most * 2 + 1
-        parts = min(most, int(rest / self.WORTH) - 1)
-        if parts < 1 or (shards := give_away(self._shard, self._oldest, parts)) is None:
+        parts = min(most, int(pages / self.WORTH) - 1)
+        if parts < 1 or self._oldest is None or (shards := give_away(self._shard, self._oldest, parts)) is None:
             return None
         fresh = Position(None, self._size.count)
         return Split(((shards[0], self.position), *((shard, fresh) for shard in shards[1:])), helped=True)

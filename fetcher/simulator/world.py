@@ -58,6 +58,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """How far back the orders reach."""
     skew: float = 1.15
     """How unequal the enterprises are: the n-th has n ** -skew of the first one's services and orders; 0: all alike."""
+    hotels: tuple[tuple[int, int], ...] = ()
+    """Services and orders of each enterprise, dealt to the portfolios in turn; the counts do not matter then."""
 
 
 class Enterprise(msgspec.Struct):
@@ -288,7 +290,10 @@ class World:
         portfolios = [Portfolio(name, _token(chance), {}) for name in names]
         for portfolio in portfolios:
             self.portfolios[portfolio.access_token] = portfolio
-        for rank in range(size.enterprises):
+        for rank, (services_of_it, orders_of_it) in enumerate(size.hotels):
+            enterprise = self._add_enterprise(portfolios[rank % size.portfolios], rank, services_of_it)
+            self._add_orders(enterprise, orders_of_it)
+        for rank in range(0 if size.hotels else size.enterprises):
             # The smallest of a world that has enough of them has nothing: hotels begin so.
             empty = size.enterprises >= 4 and rank == size.enterprises - 1
             portfolio = portfolios[rank % size.portfolios]
