@@ -19,6 +19,8 @@ import heapq
 from collections import deque
 from typing import Protocol
 
+from fetcher.connector.share import Share
+
 
 class SlotMemory(Protocol):
     """Where the times until which slots are held outlast the process, and are shared with other processes; times are
@@ -59,12 +61,13 @@ class Slot:
 
     def answered(self) -> None:
         """The platform begins to answer: the slot is free `per_seconds` from now."""
+        self._budget.note_accepted(self._place, self._sent_at)
         self._budget.give_back(self._place, after_arrival=0)
 
     def refused(self) -> None:
         """The platform answered 429. Whether it counted the request is unknown, so it is taken to have."""
         self._budget.give_back(self._place, after_arrival=0)
-        self._budget.lower_share(self._sent_at)
+        self._budget.note_refused(self._sent_at)
 
     def broken(self) -> None:
         """No answer came, but it may have left: it may still arrive until `arrival_seconds` after it was sent."""
@@ -81,8 +84,7 @@ class RequestBudget:
 
     Waiters are served in order, by one timer. Where other programs use the same token, the platform refuses
     requests that the budget allows; the *share* that may be used then falls below `requests`, and grows back
-    (promise P5): a refusal sets it a little under what was accepted, half a window later it begins to grow, and
-    a window after that it is whole again, unless refused again.
+    (promise P5, `Share`).
 
     Args:
         requests: slots of the window, 1 or more.
@@ -91,12 +93,6 @@ class RequestBudget:
         memory: what outlasts the process, and is shared with others; `None`: nothing does.
     """
 
-    SHARE_KEPT = 0.95
-    """Of what was accepted when the platform refuses: less wastes more, more is refused more often."""
-    GROWTH_DELAY = 0.4
-    """Windows after a refusal until the share grows again."""
-    GROWTH_WINDOWS = 1.2
-    """Windows in which the share grows from nothing to all. With the delay: under two windows in all."""
     LOOKS = 100
     """How often in a window to look whether slots that another process has on their way were answered meanwhile."""
 
@@ -112,9 +108,9 @@ class RequestBudget:
         self.per_seconds = per_seconds
         self.arrival_seconds = arrival_seconds
         self._memory = memory
-        # All mutable state; it changes in `acquire`, `give_back`, `pause`, `lower_share` and `_serve`, none of which
-        # waits in between, so every task sees it whole. A slot's number is in one place: with whoever sends, in
-        # `_held`, or in `_places`.
+        # All mutable state; it changes in `acquire`, `give_back`, `pause`, `note_accepted`, `note_refused` and
+        # `_serve`, none of which waits in between, so every task sees it whole. A slot's number is in one place: with
+        # whoever sends, in `_held`, or in `_places`.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sent = 0  # slots of requests on their way
         self._held: list[tuple[float, int]] = []  # heap: until when, and the slot's number; others' too
@@ -124,9 +120,8 @@ class RequestBudget:
         self._waiters: deque[asyncio.Future[int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._paused_until = 0.0
-        self._share = float(requests)  # as of `_share_since`; it has grown since then
-        self._share_since = 0.0
-        self._whole_at = 0.0  # when the share has grown to all, at the latest
+        self._share = Share(requests, per_seconds)
+        self._probes: set[int] = set()  # numbers of slots that were taken beyond the share, and are on their way
 
     @property
     def used(self) -> int:
@@ -136,10 +131,8 @@ class RequestBudget:
 
     @property
     def share(self) -> int:
-        """How many slots may be used now: `requests`, or fewer while others use the token too."""
-        growing = self.now() - self._share_since - self.GROWTH_DELAY * self.per_seconds
-        grown = max(0.0, growing) * self.requests / (self.GROWTH_WINDOWS * self.per_seconds)
-        return min(self.requests, int(self._share + grown))
+        """How many slots may be used now: `requests`, or fewer while others use the token too; probes come on top."""
+        return self._share.allowed(self.now())
 
     @property
     def paused_seconds(self) -> float:
@@ -183,6 +176,7 @@ class RequestBudget:
     def give_back(self, place: int, *, after_arrival: float | None) -> None:
         """Free a slot `per_seconds` after its request arrived, `after_arrival` seconds from now; `None`: at once."""
         self._sent -= 1
+        self._probes.discard(place)
         if after_arrival is None:
             self._places.append(place)
             self._remember(place, 0.0)
@@ -192,27 +186,35 @@ class RequestBudget:
             self._remember(place, until)
         self._serve()
 
-    def lower_share(self, sent_at: float) -> None:
-        """The platform refused a request sent at `sent_at`: somebody else uses the token, or the limit is lower."""
-        if sent_at <= self._share_since:
-            return  # one crowd of refusals, one step
+    def note_accepted(self, place: int, sent_at: float) -> None:
+        """The platform did not refuse a request sent at `sent_at` with the slot numbered `place`."""
+        self._share.accepted(self.now(), sent_at, probe=place in self._probes)
+
+    def note_refused(self, sent_at: float) -> None:
+        """The platform refused a request sent at `sent_at`, whose slot was given back."""
         self._look()
-        accepted = len(self._held) - 1
-        self._share = max(1.0, min(self.share, accepted) * self.SHARE_KEPT)
-        self._share_since = self.now()
-        self._whole_at = self._share_since + (self.GROWTH_DELAY + self.GROWTH_WINDOWS) * self.per_seconds
+        self._share.refused(self.now(), sent_at, accepted=len(self._held) - 1)
 
     def _available(self) -> bool:
-        return self._sent + len(self._held) < self.share and self.now() >= self._paused_until
+        return self.now() >= self._paused_until and (self._within_share() or self._may_probe())
+
+    def _within_share(self) -> bool:
+        return self._sent + len(self._held) < self.share
+
+    def _may_probe(self) -> bool:
+        return len(self._probes) < Share.PROBES and self._share.in_doubt(self.now())
 
     def _take(self) -> int | None:
         """The number of a slot to send with; `None` if there is none now."""
         while self._available() and self._places:
+            probe = not self._within_share()
             place = self._places.pop()
             until = self._arrived_and_over(self.now())
             held = None if self._memory is None else self._memory.take(place, until)
             if held is None:
                 self._sent += 1
+                if probe:
+                    self._probes.add(place)
                 return place
             self._note_other(place, held)
         return None
@@ -244,7 +246,7 @@ class RequestBudget:
     def _release(self) -> None:
         now = self.now()
         # While the share is lower it is for all processes together: what they hold counts, in the way or not.
-        if (self._others or now < self._whole_at) and now >= self._looked_at + self.per_seconds / self.LOOKS:
+        if (self._others or now < self._share.whole_at) and now >= self._looked_at + self.per_seconds / self.LOOKS:
             self._look()
         while self._held and self._held[0][0] <= now:
             place = heapq.heappop(self._held)[1]
@@ -275,12 +277,8 @@ class RequestBudget:
         times = [self._held[0][0]] if self._held else []
         if self._others:
             times.append(self._looked_at + self.per_seconds / self.LOOKS)
-        if (share := self.share) < self.requests:
-            growth = self.GROWTH_WINDOWS * self.per_seconds / self.requests
-            begins = self._share_since + self.GROWTH_DELAY * self.per_seconds
-            times.append(
-                max(now, begins) + max((share + 1 - self._share) * growth - max(0.0, now - begins), growth / 8)
-            )
+        if (growth := self._share.grows_at(now)) is not None:
+            times.append(growth)
         return min(times, default=None)
 
     def _recall(self) -> None:
