@@ -353,7 +353,7 @@ def test_refusals_at_random_cost_the_pauses_that_they_ask_for_and_a_few_turns(se
 
 def test_refusals_at_random_do_not_keep_a_long_load_from_its_limit() -> None:
     window, refused, seconds = _share(1, 1800, stray=0.08)
-    # A second's pause after every twelve or so: that is what is asked for, and twice as much as is slept through.
+    # It used to be 0.2 of the limit.
     assert refused <= 0.12 * window.total
     assert window.total >= 0.6 * 200 / 30 * seconds
 
