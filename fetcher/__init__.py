@@ -101,7 +101,7 @@ async def run(config: str | Path | Config, *, full: bool = False) -> Report:
     What failed at the platform raises nothing: see the report's `complete` and `failed`.
     """
     settings = _config(config)
-    processes = processes_for(settings)
+    processes = settings.limits.processes and processes_for(settings)
     async with Job(settings, sink=make_sink(settings.sink_url), full=full, processes=processes) as job:
         return await job.run()
 

@@ -147,7 +147,7 @@ def _show_plans(settings: Config, plans: list[PortfolioPlan]) -> None:
     limits = settings.limits
     rows = [row for portfolio in plans if portfolio.services for row in _plan_rows(portfolio)]
     headings = ["portfolio", "enterprises", "services", "shard_by", "shards", "least requests", "least time", "from"]
-    count = processes_for(settings)
+    count = processes_for(settings, {one.portfolio: one.resumes_from for one in plans})
     processes = "one process" if count == 1 else f"{count} processes, and one that commits"
     if rows:
         print(table(headings, rows))
@@ -376,7 +376,8 @@ def _load(config: Config, sink: Sink, *, full: bool = False, quiet: bool = False
     _log_to(console, quiet=quiet)
 
     async def load() -> Report:
-        async with Job(config, sink=sink, full=full, processes=processes_for(config)) as job:
+        processes = config.limits.processes and processes_for(config)
+        async with Job(config, sink=sink, full=full, processes=processes) as job:
             _stop_on_signals(job)
             try:
                 async with View(lambda: job.tallies, console, quiet=quiet):

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import anyio
 import msgspec
@@ -23,13 +23,15 @@ from anyio.streams.memory import MemoryObjectSendStream
 from fetcher.config import Config
 from fetcher.connector.transport import Transport
 from fetcher.errors import FetcherError, SinkAbandonedError, first_error
-from fetcher.loading.handover import Encode
-from fetcher.loading.portfolios import Portfolios, as_it_is
-from fetcher.processes.supervisor import Crew
-from fetcher.prospect import HURRY, Check, PortfolioPlan, Prospect
+from fetcher.loading.portfolios import Patience, Portfolios, as_it_is
+from fetcher.processes.supervisor import Crew, check_machine, processes_for, watermarks_of
 from fetcher.report import PortfolioReport, Report, Tally
 from fetcher.sinks.base import Page, Progress, Sink
 from fetcher.sinks.writer import Delivery, Offload, SinkThread, Writer
+
+if TYPE_CHECKING:  # a run does without
+    from fetcher.loading.handover import Encode
+    from fetcher.prospect import Check, PortfolioPlan
 
 T = TypeVar("T")
 
@@ -78,7 +80,8 @@ class Job:
         chance: where jitter comes from.
         ours: this machine's time, in seconds since 1970.
         processes: how many load; more than one are processes of their own, which make the configured sink themselves
-            to encode pages, and can `run` alone.
+            to encode pages, and can `run` alone. `None`: as many as are worth having, found out once the sink has
+            told its progress; for `run`.
         hurried: for `plan` and `check`, which nobody wants to wait for: a platform that is out of reach is given up
             within seconds.
     """
@@ -96,22 +99,25 @@ class Job:
         offload: Offload | None = None,
         chance: random.Random | None = None,
         ours: Callable[[], float] = time.time,
-        processes: int = 1,
+        processes: int | None = 1,
         hurried: bool = False,
     ) -> None:
-        if processes < 1:
+        if processes is not None and processes < 1:
             raise ValueError("a job needs one process at least")
-        if processes > 1 and not (transport is None and chance is None):
+        if processes != 1 and not (transport is None and chance is None):
             raise ValueError("other processes have a transport, and chance, of their own")
         self._config = config
         self._sink = sink
         self._full = full
         self._offload = offload
-        patience = HURRY if hurried else None
+        if processes is None and processes_for(config) == 1:
+            processes = 1  # whatever the sink holds
         self._here: Portfolios | None = None
         if processes == 1:
+            patience = _hurry() if hurried else None
             self._here = Portfolios(config, full=full, transport=transport, chance=chance, ours=ours, patience=patience)
-        self._crew = Crew(config, processes, full=full) if processes > 1 else None
+        self._crew = None if processes is None or processes == 1 else Crew(config, processes, full=full)
+        self._tallies = [Tally(portfolio=portfolio.name) for portfolio in config.portfolios]  # until there is a loader
         self._exits = AsyncExitStack()
         self._group: TaskGroup | None = None
         self._stopped = False
@@ -120,7 +126,10 @@ class Job:
 
     async def __aenter__(self) -> Job:
         try:
-            await self._exits.enter_async_context(self._of(self._here or self._crew))
+            if loader := self._here or self._crew:
+                await self._exits.enter_async_context(loader)
+            else:
+                await check_machine(self._config)
             if self._offload is None:
                 self._offload = self._exits.enter_context(SinkThread(self._sink and self._sink.abandon))
             self._group = await anyio.create_task_group().__aenter__()
@@ -132,7 +141,8 @@ class Job:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loader.cancel()
+        if loader := self._here or self._crew:
+            loader.cancel()
         try:
             # Without the error: a task group would wrap it, and what `run` raises is to come out as it is.
             await self._of(self._group).__aexit__(None, None, None)
@@ -144,18 +154,16 @@ class Job:
     @property
     def tallies(self) -> list[Tally]:
         """What each portfolio has done so far, as of now."""
-        return list(self._loader.tallies.values())
-
-    @property
-    def _loader(self) -> Loader:
-        return self._of(self._here or self._crew)
+        loader = self._here or self._crew
+        return list(loader.tallies.values()) if loader else self._tallies
 
     def stop(self) -> None:
         """End the run within seconds, and in order: no more requests; what was received is committed, unless the sink
         does not answer. May be called twice.
         """
         self._stopped = True
-        self._loader.stop()
+        if loader := self._here or self._crew:
+            loader.stop()
         if self._sink is not None:
             self._sink.abandon()
 
@@ -215,11 +223,15 @@ class Job:
         Raises:
             SinkError: the sink cannot be read.
         """
+        from fetcher.prospect import Prospect
+
         prospect = Prospect(self._config, self._alone(), full=self._full)
         return await prospect.plans(await self._held())
 
     async def check(self) -> list[Check]:
         """Whether the sink, and every portfolio's token, enterprises, services and orders are usable; in seconds."""
+        from fetcher.prospect import Prospect
+
         return await Prospect(self._config, self._alone(), full=self._full).checks(self._sink)
 
     async def _held(self) -> Progress:
@@ -256,8 +268,21 @@ class Job:
             failed=[failure for tally in tallies for failure in tally.failed],
         )
 
+    async def _choose(self, records: Progress) -> Loader:
+        """Have as many processes load as there is enough to do for: each takes time to begin, and memory."""
+        watermarks = None if self._full else watermarks_of(self._config, records)
+        count = processes_for(self._config, watermarks)
+        if count > 1:
+            chosen = self._crew = Crew(self._config, count, full=self._full)
+        else:
+            chosen = self._here = Portfolios(self._config, full=self._full)
+        await self._exits.enter_async_context(chosen)
+        if self._stopped:  # before it was there to be told
+            chosen.stop()
+        return chosen
+
     async def _load_into(self, sink: Sink, offload: Offload, records: Progress) -> None:
-        loader = self._loader
+        loader: Loader = self._here or self._crew or await self._choose(records)
         writer = Writer(sink, offload, lambda: loader.settled, loader.tallies)
         send, receive = anyio.create_memory_object_stream[Delivery](self.BUFFER)
         failure: list[Exception] = []
@@ -275,6 +300,12 @@ class Job:
             await loader.load(send, sink.encode, records)
         if failure:
             raise failure[0]
+
+
+def _hurry() -> Patience:
+    from fetcher.prospect import HURRY
+
+    return HURRY
 
 
 def _in_its_states(page: Page) -> Page:

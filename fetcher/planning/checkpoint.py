@@ -463,6 +463,13 @@ def owners_of(records: Mapping[str, str]) -> dict[str, set[str]]:
     return owners
 
 
+def watermark_of(portfolio: str, states: Iterable[str] | None, records: Mapping[str, str]) -> datetime | None:
+    """See `Checkpoint.watermark`; reads no other record."""
+    text = records.get(f"{portfolio}/run")
+    run = None if text is None else msgspec.json.decode(text, type=RunRecord)
+    return run.watermark if run is not None and run.selection == selection_key(states) else None
+
+
 def describe(records: Mapping[str, str]) -> list[PortfolioStatus]:
     """What the records of a sink say of each portfolio, by name."""
     statuses: list[PortfolioStatus] = []

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from asyncio.subprocess import DEVNULL, Process, create_subprocess_exec
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from math import ceil
 from types import TracebackType
 
@@ -27,7 +30,7 @@ from fetcher.connector.route import find_route
 from fetcher.errors import ConfigError
 from fetcher.loading.claims import FirstCome
 from fetcher.loading.handover import Encode
-from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.checkpoint import watermark_of
 from fetcher.processes.channel import (
     Channel,
     Claim,
@@ -43,7 +46,6 @@ from fetcher.processes.channel import (
     pair,
 )
 from fetcher.processes.open_files import connections_for
-from fetcher.processes.worker import command
 from fetcher.report import Failure, Tally
 from fetcher.sinks.base import Progress
 from fetcher.sinks.writer import Delivery, deliver
@@ -54,19 +56,55 @@ BUSY_ORDERS_PER_SECOND = 100_000
 """What one process loads into any sink, compressed answers included; with less, more processes would but wait."""
 MOST_PROCESSES = 16
 """Unless more are asked for: the one that commits keeps up with no more, and each takes about 100 MB."""
+LONG = timedelta(days=30)
+"""Since a portfolio was loaded whole: what changed in less is read before another process has begun."""
 STOP_SECONDS = 4.0
 """For a worker to end in order once it is told to stop; then it is killed, which nothing that was sent minds."""
 END_SECONDS = 5.0
 """For a worker to exit once it has sent everything."""
 
 
-def processes_for(config: Config) -> int:
-    """How many processes are to load: as configured, or as many as the limits can keep busy and the machine can run."""
+def processes_for(config: Config, watermarks: Mapping[str, datetime | None] | None = None) -> int:
+    """How many processes are to load: as configured, or as many as can be kept busy and the machine can run.
+
+    Portfolios keep a process busy if the limits let them, and if they have much to load: not those that were loaded
+    whole within the last `LONG`, which have but a few pages left.
+
+    Args:
+        config: what is to be loaded, and how.
+        watermarks: by portfolio, up to when it was loaded whole; `None`, or not named: it has everything to load.
+    """
     limits = config.limits
     if limits.processes is not None:
         return min(limits.processes, len(config.portfolios))
-    allowed = len(config.portfolios) * limits.requests / limits.per_seconds * limits.page_size  # orders a second
-    return max(1, min(ceil(allowed / BUSY_ORDERS_PER_SECOND), len(config.portfolios), _cores(), MOST_PROCESSES))
+    recently = datetime.now(UTC) - LONG
+    reached = watermarks or {}
+    ends = [reached.get(portfolio.name) for portfolio in config.portfolios]
+    heavy = sum(end is None or end < recently for end in ends)
+    allowed = heavy * limits.requests / limits.per_seconds * limits.page_size  # orders a second
+    return max(1, min(ceil(allowed / BUSY_ORDERS_PER_SECOND), heavy, _cores(), MOST_PROCESSES))
+
+
+def watermarks_of(config: Config, records: Progress) -> dict[str, datetime | None]:
+    """By portfolio of the configuration, up to when the records say it was loaded whole.
+
+    Args:
+        config: what is to be loaded; under another filter by states, nothing was.
+        records: the progress that the sink holds.
+    """
+    states = config.orders.states
+    return {one.name: watermark_of(one.name, states, records) for one in config.portfolios}
+
+
+async def check_machine(config: Config) -> None:
+    """Find out, before anything is written anywhere, what could not be told later: by workers that could but die of it.
+
+    Raises:
+        ConfigError: a token is missing, or the platform cannot be reached as configured.
+    """
+    whole = resolved(config)
+    await find_route(whole.platform.address, whole.platform.ca_file)
+    connections_for(whole)
 
 
 def deal(config: Config, processes: int) -> list[Config]:
@@ -257,7 +295,7 @@ class Crew:
             tally = self._tallies[portfolio.name]
             if tally.phase in ("done", "failed", "stopped"):
                 continue
-            tally.watermark = Checkpoint(portfolio.name, self._config.orders.states, records, {}).watermark
+            tally.watermark = watermark_of(portfolio.name, self._config.orders.states, records)
             if self._stopped.is_set():
                 tally.phase = "stopped"
             else:
@@ -279,3 +317,23 @@ async def _dismiss(member: _Member) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def command(descriptor: int) -> list[str]:
+    """The command line of a worker that finds its socket at this descriptor.
+
+    It looks for modules where this process does: `python -m` would look in the working folder first.
+    """
+    return [sys.executable, "-c", _PROGRAM, str(descriptor), *sys.path]
+
+
+# What a terminal or a service manager sends to all processes is for the run, which then tells its workers.
+_PROGRAM = """# a worker of fetcher
+import sys
+sys.path[:] = sys.argv[2:]
+import signal
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+from fetcher.processes.worker import main
+main(int(sys.argv[1]))
+"""

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from importlib.util import find_spec
 
@@ -155,26 +154,6 @@ class Worker:
                 await self._channel.send(message)
         except OSError:
             os._exit(ABANDONED)
-
-
-def command(descriptor: int) -> list[str]:
-    """The command line of a worker that finds its socket at this descriptor.
-
-    It looks for modules where this process does: `python -m` would look in the working folder first.
-    """
-    return [sys.executable, "-c", _PROGRAM, str(descriptor), *sys.path]
-
-
-# What a terminal or a service manager sends to all processes is for the run, which then tells its workers.
-_PROGRAM = """# a worker of fetcher
-import sys
-sys.path[:] = sys.argv[2:]
-import signal
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-from fetcher.processes.worker import main
-main(int(sys.argv[1]))
-"""
 
 
 def main(descriptor: int) -> None:

@@ -31,8 +31,8 @@ from fetcher.errors import SinkError
 from fetcher.job import Job
 from fetcher.loading.claims import Claimed, FirstCome
 from fetcher.processes.channel import Channel, Claim, End, Granted, Message, Parcel, Settle, Start, _Memory, pair
-from fetcher.processes.supervisor import Crew, deal, processes_for
-from fetcher.processes.worker import RemoteClaims, Worker, command
+from fetcher.processes.supervisor import Crew, command, deal, processes_for
+from fetcher.processes.worker import RemoteClaims, Worker
 from fetcher.simulator import Latency, parse_faults
 from fetcher.sinks import Batch, EncodedPage, make_sink
 from fetcher.sinks.writer import Writer
