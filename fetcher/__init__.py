@@ -19,7 +19,6 @@ import sys
 if sys.platform == "win32":
     raise ImportError("fetcher runs on POSIX systems alone (Linux, macOS): on Windows, install it within WSL")
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +82,13 @@ __all__ = [
     "run",
 ]
 
-__version__ = version("fetcher")
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # read from the installed package, which takes 20 ms that a run can do without
+        from importlib.metadata import version
+
+        return version("fetcher")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 async def run(config: str | Path | Config, *, full: bool = False) -> Report:

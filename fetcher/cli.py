@@ -11,15 +11,13 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import anyio
 import msgspec
 import typer
-from rich.console import Console
 
 from fetcher.config import Config, check_config, load_config, parse_instant
 from fetcher.connector.types import utc_text
@@ -27,16 +25,16 @@ from fetcher.errors import ConfigError, FetcherError, PlatformError, SinkError
 from fetcher.job import Job
 from fetcher.planning.checkpoint import PortfolioStatus, describe
 from fetcher.processes.supervisor import processes_for
-from fetcher.prospect import Check, PortfolioPlan
 from fetcher.report import Report
-from fetcher.simulator.faults import CONDITIONS, HOSTILE, STRIKES, parse_faults
-from fetcher.simulator.platform import Behaviour
-from fetcher.simulator.process import Options, config_text, make_platform
-from fetcher.simulator.server import Latency, SimulatorServer
-from fetcher.simulator.world import Size
 from fetcher.sinks import Sink, make_sink
 from fetcher.terminal.text import steady_output, to_json
 from fetcher.terminal.view import ConsoleHandler, View, duration, failure_line, summary, table
+
+if TYPE_CHECKING:  # each command imports what it alone needs
+    from rich.console import Console
+
+    from fetcher.prospect import Check, PortfolioPlan
+    from fetcher.simulator.process import Options
 
 T = TypeVar("T")
 
@@ -74,6 +72,8 @@ Full = Annotated[bool, typer.Option("--full", help="Read everything again, whate
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(f"fetcher {version('fetcher')}")
         raise typer.Exit
 
@@ -267,7 +267,14 @@ class _Status(msgspec.Struct, frozen=True):
         ]
 
 
-_FAULTS = ", ".join([*STRIKES, *HOSTILE, *CONDITIONS])
+# As the simulator has them (a test compares), which is not imported to run without it.
+_FAULTS = (
+    "500, 502, 503, 408, 429, 401, reset, lost, stall, truncated, corrupt, gzip, not-utf8, not-json, nested, "
+    "cursor, circle, twice, outside, unasked, bomb, large, endless, redirect, type, bad-services, "
+    "bad-enterprises, heavy-pages, heavy-stalls, heavy-windows, heavy-ids, revoke, forbid, forbid-services, "
+    "forbid-enterprises, shared, others, outage-after, outage-seconds, outage-pause, retry-after, clock-skew, "
+    "skew-first, skew-hours, changes, late, same-second, bad-order, capitals, unknown, invalid-cursors"
+)
 
 
 @app.command(short_help="Serve a simulated platform, to try things on.")
@@ -289,6 +296,9 @@ def simulate(
     Prints a configuration for it on standard output: `fetcher simulate > simulated.toml`, and in another terminal
     `fetcher run simulated.toml`. The tokens in it open nothing else.
     """
+    from fetcher.simulator import Behaviour, Latency, Size, parse_faults
+    from fetcher.simulator.process import Options
+
     if enterprises < portfolios:
         raise ConfigError("--enterprises", "there are fewer than portfolios", "Each portfolio needs one at least")
     try:
@@ -307,6 +317,9 @@ def simulate(
 
 
 async def _serve(options: Options) -> None:
+    from fetcher.simulator.process import config_text, make_platform
+    from fetcher.simulator.server import SimulatorServer
+
     print(f"making a world of {options.size.orders:,} orders ...", file=sys.stderr)
     platform = make_platform(options)
     server = SimulatorServer(platform, latency=options.latency)
@@ -372,6 +385,8 @@ def _settings(path: Path, sink: str | None, from_: str | None, until: str | None
 
 def _load(config: Config, sink: Sink, *, full: bool = False, quiet: bool = False) -> Report:
     """Run the job, with progress on standard error, until its end or a signal."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     _log_to(console, quiet=quiet)
 
@@ -398,6 +413,8 @@ def _in_job(
     full: bool = False,
 ) -> int:
     """Do something with a job that loads nothing, and show what came of it; returns what `show` does, an exit code."""
+    from rich.console import Console
+
     _log_to(Console(stderr=True), quiet=True)
 
     async def within() -> int:

@@ -7,13 +7,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import anyio
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from fetcher.report import Failure, Report, Tally
+
+if TYPE_CHECKING:  # only a terminal needs tables
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
 
 REFRESH_SECONDS = 0.25
 LINE_SECONDS = 10.0
@@ -74,6 +77,8 @@ class View:
         if self._quiet:
             return self
         if self._console.is_terminal:
+            from rich.live import Live
+
             self._live = Live(self._table(), console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         self._group.start_soon(self._repeat)
@@ -122,6 +127,8 @@ class View:
         return ", ".join(parts)
 
     def _table(self) -> Table:
+        from rich.table import Table
+
         tallies = self._tallies()
         total = sum(tally.orders for tally in tallies)
         table = Table(box=None, pad_edge=False, header_style="bold")
