@@ -3,35 +3,44 @@
 Services count whether they are active or not, and whatever their kind: inactive ones still have history, and
 which kinds have product service orders is unknown. An id is an id whatever its case; it is kept, and asked for, as the
 platform wrote it.
+
+Enterprises and services are asked for side by side, so that a run waits for one answer before it walks, and with the
+least requests: one for each 1000 of either. Services are asked for
+
+1. by their ids, if those are configured
+2. by the enterprises' ids, if those are configured, in lists of at most 1000 side by side
+3. else all that the token can see, in one list: it is what names no enterprise that gives all of them. It is not relied
+   on: an enterprise without a service in it is asked for by its id, and all are where the list is refused. An enterprise
+   that cannot be listed is named so, whatever the platform leaves out of a list that does not name it.
+
+Pages come one after the other, each from the cursor of the one before. Where earlier runs found so many services that
+this takes long, they are asked for by enterprises after all, in several lists side by side. Each list costs a request
+more than the one cursor at the most (its last page is not full), so there is one for every `LIST_PAGES` pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
+import anyio
 import msgspec
 
 from fetcher.connector.client import Connector
-from fetcher.connector.listings import ENTERPRISES, SERVICES, ListOperation
-from fetcher.connector.operations import (
-    MAX_COUNT,
-    MAX_IDS,
-    EnterprisesRequest,
-    Limitation,
-    Request,
-    ServicesRequest,
-)
+from fetcher.connector.listings import ENTERPRISES, SERVICES
+from fetcher.connector.operations import MAX_COUNT, MAX_IDS, EnterprisesRequest, Limitation, ServicesRequest
 from fetcher.connector.types import Enterprise, Service
-from fetcher.errors import AccessDeniedError, BadResponseError, InvalidRequestError, PlatformError, TooHeavyError
-from fetcher.loading.page_size import PageSize
-from fetcher.loading.refused import find_denied, find_refused
+from fetcher.errors import (
+    AccessDeniedError,
+    InvalidRequestError,
+    PlatformError,
+    TooHeavyError,
+    first_error,
+)
+from fetcher.loading.lists import Listed, cut, list_by_ids, list_pages
 from fetcher.planning.shards import ServiceRef
 
-T = TypeVar("T", Enterprise, Service)
-
-MOST_TOO_HEAVY = 12
-"""Answers that a list is too heavy, until it is given up: four times down to the smallest page."""
+LIST_PAGES = 3
+"""Full pages of services that a list should have, for a request that is spent in vain: half of one, on the average."""
 
 
 class Discovered(msgspec.Struct, frozen=True):
@@ -45,7 +54,10 @@ class Discovered(msgspec.Struct, frozen=True):
 
 
 async def discover(
-    connector: Connector, enterprise_ids: Sequence[str] | None, service_ids: Sequence[str] | None
+    connector: Connector,
+    enterprise_ids: Sequence[str] | None,
+    service_ids: Sequence[str] | None,
+    expected: int = 0,
 ) -> Discovered:
     """All enterprises and services of a token, or those named.
 
@@ -53,47 +65,33 @@ async def discover(
         connector: calls for the token.
         enterprise_ids: only these enterprises; `None`: all that the token can see.
         service_ids: only these services of those enterprises; `None`: all.
+        expected: about how many services there are, by what earlier runs found; 0: nobody knows.
 
     Raises:
         PlatformError: the platform does not tell.
     """
-    refused: dict[str, PlatformError] = {}
-    enterprises = await _in_parts(
-        connector,
-        ENTERPRISES,
-        enterprise_ids,
-        lambda ids, limitation: EnterprisesRequest(limitation, enterprise_ids=ids),
-        refused,
-    )
-    _note_missing(enterprise_ids, enterprises, refused, ENTERPRISES.path, "the enterprise is not among the token's")
-    visible = sorted(enterprise.id for enterprise in enterprises)
-    if not visible:
+    visible = _Visible()
+    asking = _Services(connector, visible, expected)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(asking.ask, enterprise_ids, service_ids)
+            enterprises = await _enterprises(connector, enterprise_ids)
+            visible.tell(enterprises.items.values())
+    except* PlatformError as errors:
+        raise first_error(errors) from None
+    refused = enterprises.refused
+    listed = list(enterprises.items.values())
+    _note_missing(enterprise_ids, listed, refused, ENTERPRISES.path, "the enterprise is not among the token's")
+    if not visible.ids:
         return Discovered((), (), refused)
-    if service_ids is None:
-        services = await _in_parts(
-            connector,
-            SERVICES,
-            visible,
-            lambda ids, limitation: ServicesRequest(limitation, enterprise_ids=ids),
-            refused,
-        )
-    else:
-        services = await _in_parts(
-            connector,
-            SERVICES,
-            service_ids,
-            lambda ids, limitation: ServicesRequest(limitation, service_ids=ids),
-            refused,
-        )
-    spelling = {id_.lower(): id_ for id_ in visible}
+    found = asking.found
+    refused |= found.refused
+    services = list(found.items.values())
     if enterprise_ids is not None:
-        services = [service for service in services if service.enterprise_id.lower() in spelling]
+        services = [service for service in services if visible.has(service.enterprise_id)]
     _note_missing(service_ids, services, refused, SERVICES.path, "the service is not among those of the enterprises")
-    found = [
-        ServiceRef(spelling.get(service.enterprise_id.lower(), service.enterprise_id), service.id)
-        for service in services
-    ]
-    return Discovered(tuple(visible), tuple(sorted(found)), refused)
+    refs = sorted(ServiceRef(visible.spell(service.enterprise_id), service.id) for service in services)
+    return Discovered(tuple(visible.ids), tuple(refs), refused)
 
 
 def why_nothing(found: Discovered, before: int) -> str | None:
@@ -118,6 +116,130 @@ def why_nothing(found: Discovered, before: int) -> str | None:
     return f"{cause}. {cure}"
 
 
+class _Visible:
+    """The enterprises that there are, for those who ask for services meanwhile."""
+
+    def __init__(self) -> None:
+        self._told = anyio.Event()
+        self._spelling: dict[str, str] = {}
+
+    def tell(self, enterprises: Iterable[Enterprise]) -> None:
+        """These are all."""
+        self._spelling = {enterprise.id.lower(): enterprise.id for enterprise in enterprises}
+        self._told.set()
+
+    async def all(self) -> list[str]:
+        """Their ids, sorted, once they are known."""
+        await self._told.wait()
+        return self.ids
+
+    async def among(self, ids: Sequence[str]) -> list[str]:
+        """Which of these there are, as the platform writes them, once they are known."""
+        await self._told.wait()
+        return [self.spell(id_) for id_ in ids if self.has(id_)]
+
+    @property
+    def ids(self) -> list[str]:
+        """Their ids, sorted."""
+        return sorted(self._spelling.values())
+
+    def has(self, id_: str) -> bool:
+        """Whether it is one of them."""
+        return id_.lower() in self._spelling
+
+    def spell(self, id_: str) -> str:
+        """The id as the platform writes it."""
+        return self._spelling.get(id_.lower(), id_)
+
+
+class _Services:
+    """Asks for services while the enterprises are asked for.
+
+    Args:
+        connector: calls for the token.
+        visible: the enterprises.
+        expected: see `discover`.
+    """
+
+    def __init__(self, connector: Connector, visible: _Visible, expected: int) -> None:
+        self._connector = connector
+        self._visible = visible
+        self._lists = max(1, expected // (LIST_PAGES * MAX_COUNT))
+        # All mutable state: `ask` sets one of them, at its end.
+        self._found: Listed[Service] = Listed({}, {})
+        self._error: PlatformError | None = None
+
+    @property
+    def found(self) -> Listed[Service]:
+        """What `ask` has found.
+
+        Raises:
+            PlatformError: the platform did not tell.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    async def ask(self, enterprise_ids: Sequence[str] | None, service_ids: Sequence[str] | None) -> None:
+        """Ask for them, in one of three ways; see above. Raises nothing: without enterprises, none of it matters."""
+        try:
+            if service_ids is not None:
+                self._found = await self._named(service_ids)
+            elif enterprise_ids is not None:
+                self._found = await self._of(enterprise_ids)
+            elif self._lists > 1:
+                self._found = await self._of(await self._visible.all())
+            else:
+                self._found = await self._of_all()
+        except PlatformError as error:
+            self._error = error
+
+    async def _named(self, ids: Sequence[str]) -> Listed[Service]:
+        return await list_by_ids(
+            self._connector, SERVICES, cut(ids), lambda some, limitation: ServicesRequest(limitation, service_ids=some)
+        )
+
+    async def _of(self, enterprises: Sequence[str]) -> Listed[Service]:
+        return await list_by_ids(
+            self._connector,
+            SERVICES,
+            cut(enterprises, self._lists),
+            lambda some, limitation: ServicesRequest(limitation, enterprise_ids=some),
+            self._visible.among,
+        )
+
+    async def _of_all(self) -> Listed[Service]:
+        try:
+            listed = await list_pages(self._connector, SERVICES, ServicesRequest)
+        except (InvalidRequestError, AccessDeniedError):
+            return await self._of(await self._visible.all())
+        except TooHeavyError:
+            enterprises = await self._visible.all()
+            if len(enterprises) <= MAX_IDS:
+                raise  # they would be in one list again
+            return await self._of(enterprises)
+        enterprises = await self._visible.all()
+        items = {key: service for key, service in listed.items.items() if self._visible.has(service.enterprise_id)}
+        found = Listed(items, listed.refused)
+        having = {service.enterprise_id.lower() for service in items.values()}
+        without = [id_ for id_ in enterprises if id_.lower() not in having]
+        try:
+            found.add(await self._of(without))
+        except AccessDeniedError as error:
+            if not items:
+                raise
+            found.refused.update(dict.fromkeys(without, error))  # others were listed: it is not all that is denied
+        return found
+
+
+async def _enterprises(connector: Connector, ids: Sequence[str] | None) -> Listed[Enterprise]:
+    if ids is None:
+        return await list_pages(connector, ENTERPRISES, EnterprisesRequest)
+    return await list_by_ids(
+        connector, ENTERPRISES, cut(ids), lambda some, limitation: EnterprisesRequest(limitation, enterprise_ids=some)
+    )
+
+
 def _note_missing(
     asked: Sequence[str] | None,
     listed: Sequence[Enterprise] | Sequence[Service],
@@ -130,101 +252,3 @@ def _note_missing(
     for id_ in sorted(set(asked or ())):
         if id_.lower() not in known:
             refused[id_] = InvalidRequestError(path, what)
-
-
-async def _in_parts(
-    connector: Connector,
-    operation: ListOperation[T],
-    ids: Sequence[str] | None,
-    request: Callable[[Sequence[str] | None, Limitation], Request],
-    refused: dict[str, PlatformError],
-) -> list[T]:
-    """Everything that the operation lists for `ids`, asked for in lists of at most 1000; refused ids are noted."""
-    items: dict[str, T] = {}
-    if ids is None:
-        await _all_pages(connector, operation, lambda limitation: request(None, limitation), items, refused)
-        return list(items.values())
-    for first in range(0, len(ids), MAX_IDS):
-        part = ids[first : first + MAX_IDS]
-        while part:
-            try:
-                await _all_pages(
-                    connector, operation, lambda limitation, part=part: request(part, limitation), items, refused
-                )
-            except (InvalidRequestError, AccessDeniedError) as error:
-                bad = await _find_bad(
-                    part, error, lambda some: _probe(connector, operation, request(some, Limitation(1)))
-                )
-                if not bad:
-                    raise  # each is taken alone, and all together are not: nothing that we could leave out
-                refused.update(bad)
-                part = [id_ for id_ in part if id_ not in bad]
-            else:
-                break
-    return list(items.values())
-
-
-async def _find_bad(
-    ids: Sequence[str],
-    error: InvalidRequestError | AccessDeniedError,
-    probe: Callable[[Sequence[str]], Awaitable[PlatformError | None]],
-) -> dict[str, PlatformError]:
-    """Those of a refused list that are refused alone.
-
-    Raises:
-        PlatformError: it is not the ids that are refused.
-    """
-    if isinstance(error, InvalidRequestError):
-        if not (error.names_enterprises or error.names_services):
-            raise error
-        return await find_refused(ids, probe)
-    if len(ids) == 1:
-        raise error
-    denied = await find_denied(ids, {id_: [id_] for id_ in ids}, probe)
-    if denied.everything is not None:
-        raise denied.everything
-    return {**denied.enterprises, **denied.ids}
-
-
-async def _all_pages(
-    connector: Connector,
-    operation: ListOperation[T],
-    request: Callable[[Limitation], Request],
-    items: dict[str, T],
-    refused: dict[str, PlatformError],
-) -> None:
-    """Put every item that is listed into `items`, by its id in small letters; what cannot be read into `refused`."""
-    cursor: str | None = None
-    size = PageSize(MAX_COUNT, MAX_COUNT)
-    too_heavy = 0
-    cursors: set[str] = set()
-    while True:
-        count = size.count
-        try:
-            answer = await connector.call(operation, request(Limitation(count, cursor)))
-        except TooHeavyError:
-            too_heavy += 1
-            if too_heavy > MOST_TOO_HEAVY or not size.shrink():
-                raise
-            continue
-        size.went_well()
-        listing = answer.listing
-        known = len(items), len(refused)
-        items.update((item.id.lower(), item) for item in listing.items if item.id.lower() not in items)
-        for place, item in listing.rejected.items():
-            name = item.id or f"number {place + 1} of the page after {cursor or 'none'}"
-            refused[name] = BadResponseError(operation.path, f"it cannot be read: {item.reason}", status=200)
-        if listing.count < count:
-            return
-        cursor = listing.cursor
-        if cursor is None or cursor in cursors or (len(items), len(refused)) == known:
-            raise BadResponseError(operation.path, "a full page without a cursor that leads on", status=200)
-        cursors.add(cursor)
-
-
-async def _probe(connector: Connector, operation: ListOperation[T], request: Request) -> PlatformError | None:
-    try:
-        await connector.call(operation, request)
-    except (InvalidRequestError, AccessDeniedError) as error:
-        return error
-    return None

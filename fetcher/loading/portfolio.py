@@ -153,11 +153,12 @@ class PortfolioLoad:
     # What is loaded
 
     async def _discover(self) -> Discovered:
-        found = await discover(self._connector, self._portfolio.enterprise_ids, self._portfolio.service_ids)
+        portfolio, before = self._portfolio, self._checkpoint.services
+        found = await discover(self._connector, portfolio.enterprise_ids, portfolio.service_ids, before)
         for id_, error in found.refused.items():
             self._tally.fail(f"{id_}: {error}", error.request_id)
         self._checkpoint.spell(service.id for service in found.services)
-        if (reason := why_nothing(found, self._checkpoint.services)) is not None:
+        if (reason := why_nothing(found, before)) is not None:
             self._tally.fail(reason)
         self._visible = {service.id: service for service in found.services}
         ours = await self._claims.claim(self._portfolio.name, self._visible)
