@@ -9,8 +9,8 @@ least requests: one for each 1000 of either. Services are asked for
 
 1. by their ids, if those are configured
 2. by the enterprises' ids, if those are configured, in lists of at most 1000 side by side
-3. else all that the token can see, in one list: it is what names no enterprise that gives all of them. It is not relied
-   on: an enterprise without a service in it is asked for by its id, and all are where the list is refused. An enterprise
+3. else all that the token can see, in one list, as one that names no enterprise gives all of them. It is not relied on:
+   an enterprise without a service in it is asked for by its id, and all are where the list is refused. An enterprise
    that cannot be listed is named so, whatever the platform leaves out of a list that does not name it.
 
 Pages come one after the other, each from the cursor of the one before. Where earlier runs found so many services that
@@ -27,7 +27,7 @@ import msgspec
 
 from fetcher.connector.client import Connector
 from fetcher.connector.listings import ENTERPRISES, SERVICES
-from fetcher.connector.operations import MAX_COUNT, MAX_IDS, EnterprisesRequest, Limitation, ServicesRequest
+from fetcher.connector.operations import MAX_COUNT, MAX_IDS, EnterprisesRequest, ServicesRequest
 from fetcher.connector.types import Enterprise, Service
 from fetcher.errors import (
     AccessDeniedError,
@@ -72,6 +72,7 @@ async def discover(
     """
     visible = _Visible()
     asking = _Services(connector, visible, expected)
+    enterprises: Listed[Enterprise] = Listed({}, {})
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(asking.ask, enterprise_ids, service_ids)

@@ -5,7 +5,8 @@ What is refused of the ids is found out and left out, and what cannot be read is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import filterfalse
 from typing import Generic, TypeVar
 
 import anyio
@@ -150,17 +151,24 @@ async def _list_good(
     """What is listed for those ids of one list that are not refused."""
     refused: dict[str, PlatformError] = {}
     while ids:
+        good = ids  # of this turn: what the request is bound to
+
+        def page(limitation: Limitation, good: Sequence[str] = good) -> Request:
+            return make(good, limitation)
+
         try:
-            listed = await list_pages(connector, operation, lambda limitation, ids=ids: make(ids, limitation))
+            listed = await list_pages(connector, operation, page)
         except (InvalidRequestError, AccessDeniedError) as error:
             if narrow is not None and (rest := await narrow(ids)) != ids:
                 ids, narrow = rest, None
                 continue
-            bad = await _find_bad(ids, error, lambda some: _probe(connector, operation, make(some, Limitation(1))))
+            bad: Mapping[str, PlatformError] = await _find_bad(
+                ids, error, lambda some: _probe(connector, operation, make(some, Limitation(1)))
+            )
             if not bad:
                 raise  # each is taken alone, and all together are not: nothing that we could leave out
             refused.update(bad)
-            ids = [id_ for id_ in ids if id_ not in bad]
+            ids = tuple(filterfalse(bad.__contains__, ids))
         else:
             return Listed(listed.items, {**refused, **listed.refused})
     return Listed({}, refused)
