@@ -153,7 +153,8 @@ def _show_plans(settings: Config, plans: list[PortfolioPlan]) -> None:
         print(table(headings, rows))
         print(
             f"\nLeast time: what {limits.requests} requests in any {limits.per_seconds:g} s let through, side by side. "
-            f'The configuration says shard_by = "{limits.shard_by}". A run would take {processes}'
+            f'The configuration says shard_by = "{limits.shard_by}"; auto splits what is large while it walks. '
+            f"A run would take {processes}"
         )
     for portfolio in plans:
         for error in portfolio.failed:
@@ -161,7 +162,7 @@ def _show_plans(settings: Config, plans: list[PortfolioPlan]) -> None:
 
 
 def _plan_rows(portfolio: PortfolioPlan) -> list[list[str]]:
-    """A line for either way of sharding."""
+    """A line for each way of sharding: `auto` begins with what `portfolio` has, and splits it while it is walked."""
     start = "the beginning" if portfolio.resumes_from is None else utc_text(portfolio.resumes_from)
     by_enterprise = [
         f"{portfolio.shards_by_enterprise:,}",
@@ -174,7 +175,7 @@ def _plan_rows(portfolio: PortfolioPlan) -> list[list[str]]:
         duration(portfolio.seconds_by_portfolio),
     ]
     facts = [portfolio.portfolio, f"{portfolio.enterprises:,}", f"{portfolio.services:,}"]
-    return [[*facts, "enterprise", *by_enterprise, start], ["", "", "", "portfolio", *by_portfolio, ""]]
+    return [[*facts, "enterprise", *by_enterprise, start], ["", "", "", "auto, portfolio", *by_portfolio, ""]]
 
 
 @app.command(short_help="Are the tokens, services and the sink usable?")

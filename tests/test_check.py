@@ -47,8 +47,9 @@ def test_all_is_well_where_all_is_well(tmp_path: Path) -> None:
             assert [line.what.partition(" ")[0] for line in lines] == ["sink", "portfolio", "portfolio", "portfolio"]
             assert all("orders can be read" in line.message for line in lines[1:])
             assert not any(tmp_path.iterdir())  # noqa: ASYNC240 a folder of nothing
-            # Enterprises, services, and one order, of each portfolio; nothing against the contract.
-            assert [count.requests for count in here.platform.stats.portfolios.values()] == [3, 3, 3]
+            # Enterprises, services, and one order, of each portfolio; nothing against the contract. The second has a
+            # hotel without services, for which it asks by its id.
+            assert [count.requests for count in here.platform.stats.portfolios.values()] == [3, 4, 3]
             assert here.platform.stats.against_contract == []
 
     anyio.run(scenario)

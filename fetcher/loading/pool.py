@@ -143,7 +143,7 @@ class Pool:
         idle = self._most - self._walkers
         budget = scope.connector.budget
         free = 0 if budget.paused_seconds else budget.share - budget.used - self._walkers
-        if pages * self._walkers > free:
+        if pages > free:
             idle = min(idle, ceil(budget.requests / budget.per_seconds * seconds) + 1 - self._walkers)
         return max(0, min(-(-idle // self._walkers), idle, free))
 

@@ -285,3 +285,43 @@ def test_a_service_that_cannot_be_read_counts_against_whole_and_the_others_are_l
             assert report.orders == len(here.truth()) - missing
 
     anyio.run(scenario)
+
+
+def test_a_run_waits_for_one_answer_of_discovery_and_spends_the_least_requests_on_it() -> None:
+    began: list[float] = []
+
+    class Slow(Hotels):
+        async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+            began.append(anyio.current_time())
+            await anyio.sleep(1)
+            return await super().post(path, body, heard, room)
+
+    hotels = Slow(
+        [{"Id": f"e{number}"} for number in range(200)], [service(f"s{n}", f"e{n % 200}") for n in range(999)]
+    )
+    assert len(found(hotels).services) == 999
+    assert sorted(path for path, _ in hotels.asked) == ["enterprises/getAll", "services/getAll"]
+    assert max(began) - min(began) < 0.5  # seconds: neither waited for the other
+
+
+def test_an_enterprise_that_the_unfiltered_list_lacks_is_asked_for_by_its_id() -> None:
+    class Forgetful(Hotels):
+        async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+            named = json.loads(body).get("EnterpriseIds")
+            services = [service("a", "e"), service("b", "f")]
+            self._lists["services/getAll"] = ("Services", services[1:] if named == ["f"] else services[:1])
+            return await super().post(path, body, heard, room)
+
+    hotels = Forgetful([{"Id": "e"}, {"Id": "f"}], [])
+    assert [one.id for one in found(hotels).services] == ["a", "b"]
+    assert hotels.asked[-1] == ("services/getAll", ["f"])
+
+
+@pytest.mark.parametrize("refusal", [(400, "Invalid EnterpriseIds"), (403, "Insufficient permissions")])
+def test_where_the_unfiltered_list_is_refused_services_are_asked_for_by_enterprises(refusal: tuple[int, str]) -> None:
+    def refuses(path: str, ids: list[str]) -> tuple[int, str] | None:
+        return refusal if path.startswith("services") and not ids else None
+
+    result = found(Hotels([{"Id": "e"}, {"Id": "f"}], [service("a", "e"), service("b", "f")], refuses))
+    assert [one.id for one in result.services] == ["a", "b"]
+    assert result.refused == {}
