@@ -22,7 +22,7 @@ from fetcher.loading.page_size import PageSize
 from fetcher.loading.pool import Pool
 from fetcher.loading.portfolio import PortfolioLoad
 from fetcher.loading.portfolios import Portfolios
-from fetcher.loading.walk import Walk
+from fetcher.loading.walk import Split, Walk
 from fetcher.planning.checkpoint import Checkpoint
 from fetcher.planning.sifting import Sieve, Sifted
 from fetcher.report import Tally
@@ -160,6 +160,22 @@ def _whatever_it_says(known: Callable[..., bytes | None]) -> Callable[..., Any]:
     return blind
 
 
+def _give_what_was_read(give_away: Callable[..., Any]) -> Callable[..., Any]:
+    def generous(self: Walk, *arguments: Any) -> Any:
+        self._oldest = self._newest
+        return give_away(self, *arguments)
+
+    return generous
+
+
+def _keep_nothing(give_away: Callable[..., Any]) -> Callable[..., Any]:
+    def careless(self: Walk, *arguments: Any) -> Any:
+        split = give_away(self, *arguments)
+        return None if split is None else Split(split.parts[:-1], helped=True)
+
+    return careless
+
+
 async def _commit_uncounted(self: Writer, batch: Any) -> None:
     await self._offload(self._sink.commit, batch)
     self._turn.release()
@@ -195,6 +211,8 @@ SABOTAGE = {
     "what is kept aside is not told": Sabotage(
         PortfolioLoad, "_name_what_is_left_out", lambda _: None, "P1|P7", "bad-order=0.2"
     ),
+    "what was read is given away": Sabotage(Walk, "_give_away", _give_what_was_read(Walk._give_away), "P2"),
+    "a part that is given away is lost": Sabotage(Walk, "_give_away", _keep_nothing(Walk._give_away), "P1|P3"),
     "a slot is free at once": Sabotage(RequestBudget, "_release", _free_all, "P4"),
     "a pause is ignored": Sabotage(RequestBudget, "pause", lambda *_: None, "P5"),
     "the room for a page is not given back": Sabotage(
