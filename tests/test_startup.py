@@ -26,8 +26,7 @@ UNNEEDED = (
     "fetcher.terminal.demo",
     "psycopg",
     "pyarrow",
-    "rich.live",
-    "rich.table",
+    "rich.live",  # the rest of rich is what some versions of typer import
 )
 
 
