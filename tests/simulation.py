@@ -314,6 +314,7 @@ class Story:
             by_creation=chance.random() < 0.5,
             retry_after=chance.choice(RETRY_AFTER),
             minimal=chance.random() < 0.5,
+            refuses_all=seed % 2 == 0,
         )
         self.platform = SimulatedPlatform(self.world, self.behaviour, self.faulty, seed)
         latency = Latency(chance.choice((0.001, 0.05, 0.8)), chance.choice((0.0, 1.0)))

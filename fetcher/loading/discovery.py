@@ -9,9 +9,9 @@ least requests: one for each 1000 of either. Services are asked for
 
 1. by their ids, if those are configured
 2. by the enterprises' ids, if those are configured, in lists of at most 1000 side by side
-3. else all that the token can see, in one list, as one that names no enterprise gives all of them. It is not relied on:
-   an enterprise without a service in it is asked for by its id, and all are where the list is refused. An enterprise
-   that cannot be listed is named so, whatever the platform leaves out of a list that does not name it.
+3. else all that the token can see, in one list that names no enterprise. That it has the services of all of them is
+   documented, and not relied on: an enterprise without a service in it is asked for by its id, and where the list is
+   refused, all are. So an enterprise whose services cannot be listed is named, whatever such a list leaves out.
 
 Pages come one after the other, each from the cursor of the one before. Where earlier runs found so many services that
 this takes long, they are asked for by enterprises after all, in several lists side by side. Each list costs a request

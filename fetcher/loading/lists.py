@@ -5,8 +5,8 @@ What is refused of the ids is found out and left out, and what cannot be read is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from itertools import filterfalse
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
@@ -36,7 +36,7 @@ MOST_SIDE_BY_SIDE = 8
 
 Make = Callable[[Sequence[str], Limitation], Request]
 """The request for the page of a list of ids."""
-Narrow = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
+Narrow = Callable[[Sequence[str]], Awaitable[list[str]]]
 """What there is, of a list of ids that was refused, by what others have found out."""
 
 
@@ -150,28 +150,24 @@ async def _list_good(
 ) -> Listed[T]:
     """What is listed for those ids of one list that are not refused."""
     refused: dict[str, PlatformError] = {}
-    while ids:
-        good = ids  # of this turn: what the request is bound to
-
-        def page(limitation: Limitation, good: Sequence[str] = good) -> Request:
-            return make(good, limitation)
-
+    left: list[str] = list(ids)
+    while left:
         try:
-            listed = await list_pages(connector, operation, page)
+            listed = await list_pages(connector, operation, partial(make, left))
         except (InvalidRequestError, AccessDeniedError) as error:
-            if narrow is not None and (rest := await narrow(ids)) != ids:
-                ids, narrow = rest, None
-                continue
-            bad: Mapping[str, PlatformError] = await _find_bad(
-                ids, error, lambda some: _probe(connector, operation, make(some, Limitation(1)))
-            )
+            if narrow is not None:
+                rest, narrow = await narrow(left), None
+                if rest != left:
+                    left = rest
+                    continue
+            bad = await _find_bad(left, error, lambda some: _probe(connector, operation, make(some, Limitation(1))))
             if not bad:
                 raise  # each is taken alone, and all together are not: nothing that we could leave out
             refused.update(bad)
-            ids = tuple(filterfalse(bad.__contains__, ids))
+            left = [id_ for id_ in left if id_ not in bad]
         else:
             return Listed(listed.items, {**refused, **listed.refused})
-    return Listed({}, refused)
+    return Listed[T]({}, refused)
 
 
 async def _find_bad(

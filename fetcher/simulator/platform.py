@@ -59,6 +59,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     """How a 429 tells when to come again: one of `RETRY_AFTER`."""
     minimal: bool = True
     """Whether an empty page is 204 where the request prefers it."""
+    refuses_all: bool = False
+    """Whether a list of services that names no enterprises is refused for a bad one; else it lacks that one's."""
 
 
 class Count(msgspec.Struct):
@@ -385,7 +387,10 @@ class SimulatedPlatform:
             raise RefusedError(400, "Invalid ServiceType")
         visible = self._visible(portfolio)
         enterprises = self._in_scope(call.enterprise_ids, visible, "EnterpriseIds")
-        if enterprises is not None and not enterprises.isdisjoint(self.bad_enterprises(portfolio.name)):
+        bad = self.bad_enterprises(portfolio.name)
+        if enterprises is None and call.service_ids is None:
+            enterprises = set(visible) if self.behaviour.refuses_all else visible.keys() - bad
+        if enterprises is not None and not enterprises.isdisjoint(bad):
             raise RefusedError(400, "Invalid EnterpriseIds", fault=False)
         numbers = [
             service

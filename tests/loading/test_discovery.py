@@ -44,15 +44,20 @@ class Hotels:
         self._refuses = refuses
         self._most = most
         self.asked: list[tuple[str, list[str]]] = []
+        self.filters = False
+        """Whether services are listed of the enterprises that are named alone."""
 
     async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
         document = json.loads(body)
+        named = document.get("EnterpriseIds")
         ids = document.get("EnterpriseIds") or document.get("ServiceIds") or []
         self.asked.append((path, ids))
         heard(200, HEADERS)
         if (refusal := self._refuses(path, ids)) is not None:
             return Reply(refusal[0], HEADERS, json.dumps({"Message": refusal[1]}).encode())
         name, items = self._lists[path]
+        if self.filters and named is not None and path.startswith("services"):
+            items = [item for item in items if item["EnterpriseId"] in named]
         first = int(document["Limitation"].get("Cursor") or 0)
         count = document["Limitation"]["Count"]
         part = list(items[first : first + count])
@@ -61,14 +66,17 @@ class Hotels:
 
 
 def found(
-    hotels: Hotels, enterprise_ids: Sequence[str] | None = None, service_ids: Sequence[str] | None = None
+    hotels: Hotels,
+    enterprise_ids: Sequence[str] | None = None,
+    service_ids: Sequence[str] | None = None,
+    expected: int = 0,
 ) -> Discovered:
     async def scenario() -> Discovered:
         platform = Platform(hotels, opens_per_second=1000, outage_seconds=300, chance=random.Random(1))
         connector = Connector(
             platform, Credentials("C", "A", "t"), RequestBudget(10_000, 0.05), Tally(portfolio="north")
         )
-        return await discover(connector, enterprise_ids, service_ids)
+        return await discover(connector, enterprise_ids, service_ids, expected)
 
     return run_virtually(scenario)
 
@@ -325,3 +333,115 @@ def test_where_the_unfiltered_list_is_refused_services_are_asked_for_by_enterpri
     result = found(Hotels([{"Id": "e"}, {"Id": "f"}], [service("a", "e"), service("b", "f")], refuses))
     assert [one.id for one in result.services] == ["a", "b"]
     assert result.refused == {}
+
+
+def of_each(enterprises: int, each: int) -> tuple[list[Any], list[Any]]:
+    names = [f"e{number:04}" for number in range(enterprises)]
+    return [{"Id": name} for name in names], [service(f"{name}-{n}", name) for name in names for n in range(each)]
+
+
+def requests_of(hotels: Hotels) -> list[int]:
+    """How many there were of each kind: enterprises, then services."""
+    return [sum(path.startswith(kind) for path, _ in hotels.asked) for kind in ("enterprises", "services")]
+
+
+@pytest.mark.parametrize(("enterprises", "each", "pages"), [(200, 5, [1, 2]), (999, 1, [1, 1]), (500, 9, [1, 5])])
+def test_a_first_run_asks_for_no_page_of_services_more_than_there_are(
+    enterprises: int, each: int, pages: list[int]
+) -> None:
+    hotels = Hotels(*of_each(enterprises, each))  # a page that is full, and then an empty one: nobody could know
+    assert len(found(hotels).services) == enterprises * each
+    assert requests_of(hotels) == pages
+
+
+@pytest.mark.parametrize(("enterprises", "each"), [(2000, 6), (3, 4500), (700, 14)])
+def test_many_services_that_are_known_are_asked_for_in_lists_side_by_side_each_for_one_request_more_at_the_most(
+    enterprises: int, each: int
+) -> None:
+    count = enterprises * each
+    hotels = Hotels(*of_each(enterprises, each))
+    hotels.filters = True
+    result = found(hotels, expected=count)
+    assert len(result.services) == count
+    assert result.refused == {}
+    lists = {tuple(ids) for path, ids in hotels.asked if path.startswith("services")}
+    assert () not in lists
+    assert 3 <= len(lists) <= count / 3000
+    assert requests_of(hotels)[1] <= -(-count // 1000) + len(lists)
+
+
+@pytest.mark.parametrize("gone", ["not listed", "refused"])
+def test_services_of_configured_enterprises_are_not_searched_for_what_the_list_of_enterprises_tells(gone: str) -> None:
+    enterprises, services = of_each(300, 1)
+
+    def refuses(path: str, ids: list[str]) -> tuple[int, str] | None:
+        bad = "e0211" in ids and (gone == "refused" or path.startswith("services"))
+        return (400, "Invalid EnterpriseIds") if bad else None
+
+    hotels = Hotels([one for one in enterprises if one["Id"] != "e0211"], services, refuses)
+    hotels.filters = True
+    result = found(hotels, [one["Id"] for one in enterprises])
+    assert list(result.refused) == ["e0211"]
+    assert len(result.services) == 299
+    assert requests_of(hotels)[1] == 2
+
+
+def test_enterprises_and_services_that_are_configured_are_asked_for_at_once() -> None:
+    enterprises, services = of_each(10, 3)
+    hotels = Hotels(enterprises, services)
+    assert len(found(hotels, ["e0001", "e0002"], ["e0001-0", "e0002-2"]).services) == 30
+    assert requests_of(hotels) == [1, 1]
+
+
+@pytest.mark.parametrize("denied", [["e0007"], ["e0007", "e0008"]])
+def test_enterprises_that_the_list_of_all_lacks_and_that_are_denied_are_named_and_cost_the_others_nothing(
+    denied: list[str],
+) -> None:
+    enterprises, services = of_each(20, 2)
+
+    def refuses(path: str, ids: list[str]) -> tuple[int, str] | None:
+        wrong = path.startswith("services") and not set(denied).isdisjoint(ids)
+        return (403, "Insufficient permissions") if wrong else None
+
+    hotels = Hotels(enterprises, [one for one in services if one["EnterpriseId"] not in denied], refuses)
+    result = found(hotels)
+    assert sorted(result.refused) == denied
+    assert all(isinstance(error, AccessDeniedError) for error in result.refused.values())
+    assert len(result.services) == 40 - 2 * len(denied)
+
+
+def test_an_enterprise_that_has_a_list_of_its_own_and_is_denied_is_named_and_costs_the_others_nothing() -> None:
+    enterprises, services = of_each(3, 3000)
+
+    def refuses(path: str, ids: list[str]) -> tuple[int, str] | None:
+        return (403, "Insufficient permissions") if path.startswith("services") and "e0001" in ids else None
+
+    hotels = Hotels(enterprises, services, refuses)
+    hotels.filters = True
+    result = found(hotels, expected=9000)
+    assert list(result.refused) == ["e0001"]
+    assert len(result.services) == 6000
+
+
+def test_services_of_an_enterprise_that_is_not_listed_are_nobodys() -> None:
+    result = found(Hotels([{"Id": "e"}], [service("a", "e"), service("b", "elsewhere")]))
+    assert [one.id for one in result.services] == ["a"]
+
+
+def test_where_the_list_of_all_is_too_heavy_thousands_of_enterprises_are_asked_for_in_lists() -> None:
+    enterprises, services = of_each(1500, 1)
+
+    def refuses(path: str, ids: list[str]) -> tuple[int, str] | None:
+        return (408, "Request timed out") if path.startswith("services") and not ids else None
+
+    hotels = Hotels(enterprises, services, refuses)
+    hotels.filters = True
+    assert len(found(hotels).services) == 1500
+    assert requests_of(hotels)[1] <= 12 + 2
+
+
+def test_services_that_are_not_told_matter_only_where_there_are_enterprises() -> None:
+    def refuses(path: str, ids: list[str]) -> tuple[int, str] | None:
+        return (403, "Insufficient permissions") if path.startswith("services") else None
+
+    assert found(Hotels([], [], refuses)) == Discovered((), (), {})

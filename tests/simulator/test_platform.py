@@ -138,6 +138,19 @@ def test_a_cursor_whose_order_moved_goes_on_or_is_refused() -> None:
     assert asker.ask(Limitation={"Count": 1000, "Cursor": page["Cursor"]})[1]["Message"] == "Invalid Cursor"
 
 
+@pytest.mark.parametrize("refuses_all", [False, True])
+def test_a_bad_enterprise_is_refused_by_its_name_and_spoils_the_list_of_all_or_is_not_in_it(refuses_all: bool) -> None:
+    asker = Asker(refuses_all=refuses_all)
+    asker.platform.faults = parse_faults("bad-enterprises=1")
+    (bad,) = asker.platform.bad_enterprises(asker.portfolio.name)
+    assert asker.ask(SERVICES, EnterpriseIds=[bad])[0] == 400
+    status, page = asker.ask(SERVICES, Limitation={"Count": 1000})
+    assert status == (400 if refuses_all else 200)
+    if not refuses_all:
+        listed = {service["EnterpriseId"] for service in page["Services"]}
+        assert listed == asker.portfolio.enterprises.keys() - {bad}
+
+
 def test_an_empty_page_may_be_204() -> None:
     interval = {"StartUtc": "2020-01-01T00:00:00Z", "EndUtc": "2020-01-02T00:00:00Z"}
     assert Asker().ask(UpdatedUtc=interval, headers={**HEADERS, "Prefer": "return=minimal"}) == (204, None)
