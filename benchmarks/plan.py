@@ -158,7 +158,7 @@ def main() -> None:
     if not short:
         print(f"\n{BOUND.name}\n{'':<46}{heading}")
         _show(BOUND, "by update", "auto", GOAL_BOUND, missed, by_creation=False, strict=False)
-    expect(not missed, "each within its goal" + (f" ({'; '.join(missed)})" if missed else ""), short=True)
+    expect(not missed, "each within its goal" + (f" ({'; '.join(missed)})" if missed else ""), short=short)
 
 
 def _show(

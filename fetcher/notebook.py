@@ -65,7 +65,7 @@ def _in_thread(function: Callable[[Config], Awaitable[T]], config: Config) -> T:
     thread.start()
     try:
         return done.result()
-    except BaseException:
+    except BaseException:  # Ctrl-C, too: nobody waits for the load any more
         with suppress(RuntimeError, TimeoutError):  # its loop has ended, or never began
             cancel.result(END_SECONDS)()
         raise

@@ -103,7 +103,6 @@ class Prospect:
 
         async def plan(portfolio: PortfolioConfig) -> None:
             checkpoint = self._portfolios.checkpoint(portfolio, records, owners)
-            last = checkpoint.last_run
             load = self._portfolios.prospect(portfolio, checkpoint)
             try:
                 found, target = await load.plan()
@@ -130,7 +129,7 @@ class Prospect:
                 requests_by_portfolio=requests[1],
                 seconds_by_enterprise=seconds[0],
                 seconds_by_portfolio=seconds[1],
-                resumes_from=None if last is None or self._full else last.watermark,
+                resumes_from=None if self._full else checkpoint.watermark,
                 shards_open=going_on,
                 failed=tuple(failure.error for failure in tally.failed),
             )

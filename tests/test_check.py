@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from msgspec import structs
 
@@ -104,6 +105,23 @@ def test_check_plan_and_run_agree_that_nothing_is_nothing() -> None:
             report = await here.run()
             assert not report.complete
             assert [failure.error for failure in report.failed] == [lines[0].message] == list(planned[0].failed)
+
+    anyio.run(scenario)
+
+
+def test_a_plan_goes_on_from_what_was_loaded_of_the_same_states_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with site() as here:
+            url = f"jsonl:{tmp_path / 'o.jsonl'}"
+            assert (await here.run(url)).complete
+            config = here.config(url)
+            confirmed = msgspec.structs.replace(
+                config, orders=msgspec.structs.replace(config.orders, states=["Confirmed"])
+            )
+            for settings, whole in ((config, True), (confirmed, False)):
+                async with Job(settings, sink=make_sink(url), hurried=True) as job:
+                    planned = await job.plan()
+                assert [one.resumes_from is not None for one in planned] == [whole] * len(planned)
 
     anyio.run(scenario)
 
