@@ -23,7 +23,7 @@ OWN = (200, 30.0)
 def main() -> None:
     short = options(__doc__ or "")
     latencies = (50, 500) if short else (5, 50, 200, 500)
-    cases = [(SCALED, latency, 8, 30_000 if short else 150_000) for latency in latencies]
+    cases = [(SCALED, latency, 8, 75_000 if short else 150_000) for latency in latencies]
     if not short:
         # More enterprises: a few long walks would wait for their answers, one after the other, and not for the budget.
         cases.append((OWN, 500, 24, 175_000))
