@@ -27,6 +27,7 @@ from fetcher.loading.asking import Asking
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.claims import Claims
 from fetcher.loading.closing import Closing
+from fetcher.loading.cursors import Cursors
 from fetcher.loading.discovery import Discovered, discover, why_nothing
 from fetcher.loading.handover import Encode, Handover, Send
 from fetcher.loading.page_size import Learned
@@ -85,6 +86,7 @@ class PortfolioLoad:
         self._room = room
         self._operation = OrdersOperation()
         self._learned = Learned(config.limits.page_size)
+        self._cursors = Cursors()
         clock = connector.platform.clock
         self._beginning = Beginning(config, clock, checkpoint)
         self._refusals = Refusals(connector, self._operation, checkpoint, tally)
@@ -265,6 +267,7 @@ class PortfolioLoad:
             states=None if states is None else tuple(states),
             page_size=self._config.limits.page_size,
             learned=self._learned,
+            cursors=self._cursors,
             settled=self._beginning.remembered_from,
             room=self._room,
             splits=self._config.limits.shard_by != "portfolio",

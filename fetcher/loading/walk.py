@@ -8,8 +8,12 @@ How a walk goes on after each answer:
 4. a service is refused: the caller finds out which
 5. anything else is the caller's to report
 
-After a full page, while others have nothing to do, it gives parts of its remaining time away (`give_away`): time of
-which nothing was read, whatever order the platform has. So they need no cursor, and nothing of them comes twice.
+After a full page, while others have nothing to do, it gives parts of what remains away:
+
+- time below the oldest that came (`give_away`): of it nothing was read, whatever order the platform has. So these parts
+  need no cursor, and nothing of them comes twice
+- where that is not worth it, as pages do not come in the order of updates, or thousands of orders have one time:
+  parts of the window, or of the services, that go on at the cursor, if the platform lets them (`Cursors`)
 
 No page that was received is asked for again, except in case 3: parts of a split shard go on at its cursor.
 """
@@ -27,16 +31,18 @@ from fetcher.connector.operations import (
     MAX_MONTHS,
     Interval,
     Limitation,
+    Listing,
     OrdersOperation,
     OrdersRequest,
     raw_orders,
 )
 from fetcher.connector.types import ProductServiceOrder, parse_utc
 from fetcher.errors import BadResponseError, InvalidRequestError, TooHeavyError
+from fetcher.loading.cursors import Cursors
 from fetcher.loading.page_size import Learned, PageSize
 from fetcher.planning.checkpoint import Position
-from fetcher.planning.shards import Shard, give_away, split_services, split_window
-from fetcher.planning.sifting import NOTHING, Sieve, Sifted, unreadable_time
+from fetcher.planning.shards import Shard, cut_at, cut_services, cut_window, give_away, split_services, split_window
+from fetcher.planning.sifting import NOTHING, Sieve, Sifted, time_key, unreadable_time
 from fetcher.planning.windows import add_months
 from fetcher.sinks.base import Page
 
@@ -81,6 +87,8 @@ class Scope(msgspec.Struct, frozen=True):
     page_size: int
     learned: Learned
     """What its walks know of sizes."""
+    cursors: Cursors
+    """What they know of cursors."""
     settled: str
     """See `Page.settled`."""
     room: anyio.Semaphore
@@ -162,13 +170,16 @@ class Walk:
         self._lineage = lineage
         self._shard = shard
         self._cursor = position.cursor
-        # The oldest and the newest `UpdatedUtc` that came, and how many orders of this object's; the oldest is also
-        # of those before it, or unknown.
+        # The oldest and the newest `UpdatedUtc` that came, how many orders of this object's, and the last of the last
+        # page; the oldest is also of those before it, or unknown. Until an answer came it is not known whether the
+        # cursor leads on, if it is none of the shard's orders.
         self._at_start = position.cursor is None
         self._oldest = position.oldest
         self._newest: datetime | None = None
         self._came = 0
         self._by_update = True
+        self._elsewhere = position.elsewhere
+        self._last: tuple[str, str, str] | None = None
         self._size = PageSize(scope.page_size, position.count, scope.learned)
         self._sieve = Sieve(shard)
         self._until = shard.window.end
@@ -212,15 +223,18 @@ class Walk:
                     return split
                 continue
             except _LostCursorError as error:
+                self._note_cursor(lead_on=False)
                 if (split := self._start_again(error)) is not None:
                     return split
                 continue
             self._size.went_well(answer.listing.count)
             self._lineage.fruitless = 0
             self._pages += 1
+            self._note_cursor(lead_on=True)
             known = self._at_start or self._oldest is not None
             self._at_start = False
             self._cursor = answer.listing.cursor
+            self._last = _identity(answer.listing)
             sifted = self._sieve.sift(answer.listing)
             self._look_at_times(sifted, known=known)
             now = self._scope.connector.platform.clock.now()
@@ -231,7 +245,7 @@ class Walk:
             if finished:
                 at_once = whole_from_here and self._pages == 1
                 return Finished(at_once and now < self._until)
-            if (pages := self._pages_left()) and (given := self._give_away(share(pages, seconds), pages)) is not None:
+            if (given := self._give_away(share, seconds)) is not None:
                 return given
 
     def _look_at_times(self, sifted: Sifted, *, known: bool) -> None:
@@ -247,23 +261,83 @@ class Walk:
             self._came += len(sifted.kept)
             self._by_update = sifted.by_update
 
-    def _pages_left(self) -> float:
-        """How many pages the time that is left is worth, if orders are as dense there as so far; 0: nobody knows."""
-        if self._oldest is None or self._newest is None:
-            return 0
-        span = (self._newest - self._oldest).total_seconds()
-        left = (self._oldest - self._shard.window.start).total_seconds()
-        return 0 if span <= 0 or left <= 0 else self._came * left / span / self._size.count
+    def _give_away(self, share: Share, seconds: float) -> Split | None:
+        """What others may read of what is left, as long as each part is worth its request; `None`: nothing.
 
-    def _give_away(self, most: int, pages: float) -> Split | None:
-        """Parts of the time that is left, as long as each is worth more than a page; `None`: it is not worth it."""
+        1. time of which nothing was read, if it is worth parts by the density of what was
+        2. it is not, and there is nothing else: pages come by update
+        3. how dense it is nobody knows, for all that came has one time: then all of that time is one part
+        4. there is none: parts of what the cursor leads to
+        """
+        below = self._seconds_below()
+        if below >= 1 and (pages := self._pages_in(below)):
+            given = self._give_below(share(pages, seconds), pages)
+            if given is not None or self._by_update:
+                return given
+        # Nobody knows how much there is: a walk that has not come to its end may well have as much again.
+        most = min(share(self._pages, seconds), int(self._pages / self.WORTH))
+        if most and below >= 1 and self._by_update:
+            return self._give_all_below()
+        return self._give_at_cursor(self._scope.cursors.most(most))
+
+    def _seconds_below(self) -> float:
+        """How much time is left of which nothing was read; 0: none, or nobody knows."""
+        if self._oldest is None:
+            return 0
+        return (self._oldest.replace(microsecond=0) - self._shard.window.start).total_seconds()
+
+    def _pages_in(self, seconds: float) -> float:
+        """How many pages so much time is worth, if it is as dense as what was read; 0: nobody knows."""
+        if self._oldest is None or self._newest is None or self._newest <= self._oldest:
+            return 0
+        return self._came * seconds / (self._newest - self._oldest).total_seconds() / self._size.count
+
+    def _give_below(self, most: int, pages: float) -> Split | None:
+        """Parts of the time of which nothing was read."""
         if most and not self._by_update:  # what is kept cannot be shared as well later: the parts are to be smaller
             most = most * 2 + 1
         parts = min(most, int(pages / self.WORTH) - 1)
-        if parts < 1 or self._oldest is None or (shards := give_away(self._shard, self._oldest, parts)) is None:
+        if parts < 1 or self._oldest is None:
+            return None
+        return self._given(give_away(self._shard, self._oldest, parts))
+
+    def _give_all_below(self) -> Split | None:
+        """All the time of which nothing was read."""
+        return None if self._oldest is None else self._given(cut_at(self._shard, self._oldest))
+
+    def _given(self, shards: tuple[Shard, ...] | None) -> Split | None:
+        """The first goes on, the others begin."""
+        if shards is None:
             return None
         fresh = Position(None, self._size.count)
         return Split(((shards[0], self.position), *((shard, fresh) for shard in shards[1:])), helped=True)
+
+    def _give_at_cursor(self, parts: int) -> Split | None:
+        """Parts of all that is left, each from where this walk is; the cursor's order is one's, or none's."""
+        if not parts or self._cursor is None:
+            return None
+        shards = None if self._by_update else cut_window(self._shard, parts)
+        if shards is None and (shards := cut_services(self._shard, parts)) is None:
+            return None
+        self._scope.cursors.trying()
+        here = self.position
+        elsewhere = msgspec.structs.replace(here, elsewhere=True)
+        return Split(tuple((shard, here if self._is_of(shard) else elsewhere) for shard in shards), helped=True)
+
+    def _is_of(self, shard: Shard) -> bool:
+        """Whether the cursor's order is, as it came, one of a shard's."""
+        if self._last is None:
+            return False
+        id_, service_id, updated = self._last
+        if id_ != self._cursor or service_id not in shard.service_ids:
+            return False
+        before_end = shard.open_ended or updated < time_key(shard.window.end)
+        return before_end and time_key(shard.window.start) <= updated
+
+    def _note_cursor(self, *, lead_on: bool) -> None:
+        if self._elsewhere:
+            self._elsewhere = False
+            self._scope.cursors.found(lead_on=lead_on)
 
     async def _ask(self, count: int) -> Answer[ProductServiceOrder]:
         request = OrdersRequest(
@@ -335,6 +409,14 @@ class Walk:
     def _step(self, answer: Answer[ProductServiceOrder], sifted: Sifted, position: Position | None) -> Step:
         page = self._scope.page(answer, sifted, repeats=self._shard.repeats, filtered=self._shard.filtered)
         return Step(self._shard, page, position, sifted)
+
+
+def _identity(listing: Listing[ProductServiceOrder]) -> tuple[str, str, str] | None:
+    """Id, service and `UpdatedUtc` of a page's last order; not the order, which may hold the whole page."""
+    if not listing.items:
+        return None
+    last = listing.items[-1]
+    return last.id, last.service_id, last.updated_utc
 
 
 class _LostCursorError(Exception):

@@ -105,6 +105,8 @@ class Position(msgspec.Struct, frozen=True):
     count: int
     oldest: datetime | None = None
     """Nothing that was updated before it was read so far; `None`: unknown, if there is a cursor."""
+    elsewhere: bool = False
+    """Whether the cursor is another shard's order, and nobody has seen yet that the platform goes on from it here."""
 
 
 def selection_key(states: Iterable[str] | None) -> str:

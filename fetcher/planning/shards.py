@@ -174,26 +174,53 @@ def closing_shards(
     ]
 
 
-def split_window(shard: Shard) -> tuple[Shard, Shard] | None:
-    """The shard as two, the newer half first, cut on a whole second; `None` if it has only one."""
+def cut_at(shard: Shard, instant: datetime) -> tuple[Shard, ...] | None:
+    """The shard as what is of the second of `instant` or newer, and what is older; `None` if either is nothing."""
+    place = instant.replace(microsecond=0)
+    if not shard.window.start < place < shard.window.end:
+        return None
+    older = msgspec.structs.replace(shard, window=Window(shard.window.start, place), open_ended=False)
+    return msgspec.structs.replace(shard, window=Window(place, shard.window.end)), older
+
+
+def cut_window(shard: Shard, cuts: int) -> tuple[Shard, ...] | None:
+    """The shard as parts of its time, about equal, the newest first; `None` if it has only one second.
+
+    Args:
+        shard: any.
+        cuts: 1 or more, on whole seconds, as far as there are as many.
+    """
     start, end = shard.window.start, shard.window.end
-    middle = (start + (end - start) / 2).replace(microsecond=0)
-    if not start < middle < end:
+    places = {(start + (end - start) * cut / (cuts + 1)).replace(microsecond=0) for cut in range(1, cuts + 1)}
+    inside = sorted(place for place in places if start < place < end)
+    if not inside:
         return None
-    older = msgspec.structs.replace(shard, window=Window(start, middle), open_ended=False)
-    return msgspec.structs.replace(shard, window=Window(middle, end)), older
+    newest = msgspec.structs.replace(shard, window=Window(inside[-1], end))
+    older = [
+        msgspec.structs.replace(shard, window=Window(first, second), open_ended=False)
+        for first, second in reversed(list(pairwise([start, *inside])))
+    ]
+    return newest, *older
 
 
-def split_services(shard: Shard) -> tuple[Shard, Shard] | None:
-    """The shard as two with half of the services each; `None` if it has only one service."""
+def split_window(shard: Shard) -> tuple[Shard, ...] | None:
+    """The shard as two, the newer half first, cut on a whole second; `None` if it has only one."""
+    return cut_window(shard, 1)
+
+
+def cut_services(shard: Shard, cuts: int) -> tuple[Shard, ...] | None:
+    """The shard as parts with about as many services each, `cuts + 1` if it has so many; `None` if it has only one."""
     ids = shard.service_ids
-    half = len(ids) // 2
-    if not half:
+    parts = min(cuts + 1, len(ids))
+    if parts < 2:
         return None
-    return (
-        msgspec.structs.replace(shard, service_ids=ids[:half]),
-        msgspec.structs.replace(shard, service_ids=ids[half:]),
-    )
+    edges = [len(ids) * part // parts for part in range(parts + 1)]
+    return tuple(msgspec.structs.replace(shard, service_ids=ids[first:last]) for first, last in pairwise(edges))
+
+
+def split_services(shard: Shard) -> tuple[Shard, ...] | None:
+    """The shard as two with half of the services each; `None` if it has only one service."""
+    return cut_services(shard, 1)
 
 
 def least_seconds(requests: int, limit: int, per_seconds: float) -> float:

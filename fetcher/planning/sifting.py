@@ -92,8 +92,7 @@ class Sieve:
             and "".join(times).encode().translate(None, _DIGITS) == _SHAPE * len(times)
             and _instant(latest) is not None
         ):
-            by_update = all(map(ge, times, times[1:]))
-            return Sifted(orders, frozenset(), Counter(), latest, _instant(oldest), by_update)
+            return Sifted(orders, frozenset(), Counter(), latest, _instant(oldest), _descending(times))
         return self._sift_each(listing)
 
     def _sift_each(self, listing: Listing[ProductServiceOrder]) -> Sifted:
@@ -124,8 +123,10 @@ class Sieve:
                 oldest = _older(oldest, updated)
             elif reason:
                 oddities[reason] += 1
-        latest = max([order.updated_utc for order in kept], default="")
-        return Sifted(kept, frozenset(skipped), oddities, latest, oldest, False, rejected, unreadable)
+        times = [order.updated_utc for order in kept]
+        by_update = oldest is not None and not rejected and _descending(times)
+        latest = max(times, default="")
+        return Sifted(kept, frozenset(skipped), oddities, latest, oldest, by_update, rejected, unreadable)
 
     def _reason(self, service: str | None, updated: datetime | None) -> str | None:
         """Why an order is not kept: `None` it is, empty it is on the edge, else the oddity. What is unknown fits."""
@@ -171,6 +172,13 @@ def unreadable_time(raw: bytes) -> RejectedOrder:
 def _older(oldest: datetime | None, updated: datetime | None) -> datetime | None:
     """The older of two times; `None`, which is any time, is older than all."""
     return None if oldest is None or updated is None else min(oldest, updated)
+
+
+def _descending(times: Sequence[str]) -> bool:
+    """Whether times, as the platform writes them, are each at or before the one in front of it."""
+    if len(set(map(len, times))) > 1:  # some have fractions: `01Z` is before `01.5Z`, though `.` comes before `Z`
+        times = [time.removesuffix("Z") for time in times]
+    return all(map(ge, times, times[1:]))
 
 
 def _instant(text: str) -> datetime | None:

@@ -14,6 +14,7 @@ from fetcher.connector.client import Answer
 from fetcher.connector.operations import MAX_IDS, OrdersOperation, OrdersRequest
 from fetcher.errors import PlatformError, TooHeavyError, UnavailableError
 from fetcher.loading.asking import Asking
+from fetcher.loading.cursors import Cursors
 from fetcher.loading.page_size import Learned
 from fetcher.loading.walk import Scope
 from fetcher.planning.shards import Shard
@@ -91,6 +92,7 @@ def asked(
             states=None,
             page_size=page_size,
             learned=Learned(page_size),
+            cursors=Cursors(),
             settled="2026-04-30T00:00:00",
             room=case.room,
         )

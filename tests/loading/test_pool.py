@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from random import Random
@@ -36,7 +36,20 @@ from fetcher.report import Tally
 from fetcher.sinks import Page
 from fetcher.sinks.writer import Delivery
 from tests.loading.test_beginning import config
-from tests.loading.test_walk import END, NOW, PATH, ROOM, START, FakeConnector, Trail, Trouble, hourly, ids, service
+from tests.loading.test_walk import (
+    END,
+    NOW,
+    PATH,
+    ROOM,
+    START,
+    FakeConnector,
+    Trail,
+    Trouble,
+    hourly,
+    ids,
+    order,
+    service,
+)
 from tests.virtual import run_virtually
 
 SERVICES = 6
@@ -273,6 +286,79 @@ def test_walkers_with_nothing_to_do_share_what_is_left_and_every_order_comes_onc
     assert case.checkpoint.begun() == []
     assert case.tally.shards_planned == case.tally.shards_done > 1
     assert {union(windows) for windows in case.checkpoint.covered().values()} == {(Window(START, END),)}
+
+
+class Counting(FakeConnector):
+    """Notes the cursors that were refused."""
+
+    def __init__(self, orders: Iterable[dict[str, Any]], *, strict: bool) -> None:
+        super().__init__(orders)
+        self.strict = strict
+        self.refused = 0
+
+    async def call(self, operation: Any, request: Any, room: Any = None) -> Any:
+        try:
+            return await super().call(operation, request, room)
+        except InvalidRequestError:
+            self.refused += 1
+            raise
+
+
+def by_creation(*, strict: bool) -> Counting:
+    """400 orders that were updated any time after they were created, the newest creation first."""
+    connector = Counting(hourly(400, SERVICES), strict=strict)
+    chance = Random(7)
+    connector.created = {one["Id"]: chance.randrange(10**9) for one in connector.orders}
+    return connector
+
+
+def in_one_second(*, strict: bool) -> Counting:
+    """400 orders with one and the same time."""
+    return Counting(
+        [order(number, START + timedelta(days=9), number % SERVICES) for number in range(400)], strict=strict
+    )
+
+
+@pytest.mark.parametrize("world", [by_creation, in_one_second])
+def test_where_time_does_not_tell_what_is_left_parts_go_on_at_the_cursor_and_every_order_comes_once(
+    world: Callable[..., Counting],
+) -> None:
+    connector = world(strict=False)
+    case = shared(connector)
+    assert sorted(case.orders) == sorted(ids(connector.orders))
+    assert len(connector.requests) <= 40 * 1.5
+    assert case.tally.shards_done >= 6
+    assert case.checkpoint.begun() == []
+
+
+@pytest.mark.parametrize("world", [by_creation, in_one_second])
+def test_a_platform_that_refuses_such_a_cursor_is_asked_once(world: Callable[..., Counting]) -> None:
+    connector = world(strict=True)
+    case = shared(connector)
+    assert connector.refused == 1
+    assert set(case.orders) == set(ids(connector.orders))
+    assert len(connector.requests) <= 40 * 1.5
+    assert case.checkpoint.begun() == []
+
+
+def test_what_goes_on_at_a_cursor_survives_an_order_whose_time_cannot_be_read() -> None:
+    connector = by_creation(strict=False)
+    spoilt = connector.orders[200]["Id"]
+    case = Case(connector, splits=True)
+    decode = case.scope.operation.decode
+
+    def decoded(body: bytes) -> Any:
+        listing = decode(body)
+        items = [structs.replace(one, updated_utc="soon") if one.id == spoilt else one for one in listing.items]
+        return structs.replace(listing, items=items)
+
+    case.scope.operation.decode = decoded  # type: ignore[method-assign]
+
+    async def play() -> None:
+        await case.walk(together())
+
+    run_virtually(play)
+    assert sorted(case.orders) == sorted(set(ids(connector.orders)) - {spoilt})
 
 
 def test_nothing_is_given_away_where_walks_are_not_to_be_split_or_the_budget_binds_or_nobody_is_idle() -> None:

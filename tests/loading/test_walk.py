@@ -29,6 +29,7 @@ from fetcher.errors import (
     TooHeavyError,
     UnavailableError,
 )
+from fetcher.loading.cursors import Cursors
 from fetcher.loading.page_size import Learned
 from fetcher.loading.walk import Finished, Lineage, Outcome, Scope, Split, Step, Walk
 from fetcher.planning.checkpoint import Position
@@ -107,6 +108,7 @@ class FakeConnector:
         self.budget = RequestBudget(200, 30)
         self.requests: list[OrdersRequest] = []
         self.created: dict[str, int] | None = None
+        self.strict = False  # whether a cursor that is none of what is asked for is refused
         self.cursor: Callable[[str | None], str | None] = lambda cursor: cursor
         self._trouble = trouble or Trouble()
 
@@ -122,6 +124,8 @@ class FakeConnector:
             one for one in self.orders if one["ServiceId"] in services and first <= self._places[one["Id"]][0] < last
         ]
         self._trouble(request, len(found))
+        if self.strict and request.limitation.cursor not in (None, *(one["Id"] for one in found)):
+            raise InvalidRequestError(PATH, "Invalid Cursor", status=400)
         if self.created is not None:  # that is what "newest" means, then
             created = self.created
             found.sort(key=lambda one: created[one["Id"]], reverse=True)
@@ -153,6 +157,7 @@ class Trail:
             states=None,
             page_size=page_size,
             learned=Learned(page_size),
+            cursors=Cursors(),
             settled="2024-05-01T00:00:00",
             room=self.room,
             splits=splits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from uuid import UUID
 
 from hypothesis import given, settings
@@ -15,6 +16,9 @@ from fetcher.planning.shards import (
     ShardBy,
     Target,
     closing_shards,
+    cut_at,
+    cut_services,
+    cut_window,
     give_away,
     least_seconds,
     pack,
@@ -98,27 +102,51 @@ def test_a_shard_stands_for_no_more_than_what_is_settled() -> None:
     assert all(shard.stands_for == (shard.window,) for shard in older)
 
 
-@given(WINDOWS)
-def test_halves_of_a_window_meet_and_only_the_newer_reads_on(window: Window) -> None:
+MOMENTS = st.integers(0, 5_000_000).map(lambda tenths: YEARS.start + timedelta(milliseconds=100 * tenths))
+
+
+@given(WINDOWS, st.integers(1, 40))
+def test_parts_of_a_window_meet_and_only_the_newest_reads_on(window: Window, cuts: int) -> None:
     shard = Shard(service_ids=("a",), window=window, settled=window.end, open_ended=True)
-    halves = split_window(shard)
-    if halves is None:
+    assert split_window(shard) == cut_window(shard, 1)
+    parts = cut_window(shard, cuts)
+    if parts is None:
         assert (window.end - window.start).total_seconds() < 2
         return
-    newer, older = halves
-    assert (older.window.start, older.window.end, newer.window.end) == (window.start, newer.window.start, window.end)
-    assert (newer.open_ended, older.open_ended) == (True, False)
+    windows = [part.window for part in parts]
+    assert 2 <= len(parts) <= cuts + 1
+    assert (windows[0].end, windows[-1].start) == (window.end, window.start)
+    assert all(newer.start == older.end for newer, older in pairwise(windows))
+    assert [part.open_ended for part in parts] == [True, *[False] * (len(parts) - 1)]
 
 
-@given(st.integers(1, 1000))
-def test_halves_of_services_have_each_service_once(count: int) -> None:
+@given(st.integers(1, 1000), st.integers(1, 40))
+def test_parts_of_services_have_each_service_once(count: int, cuts: int) -> None:
     shard = Shard(service_ids=tuple(map(str, range(count))), window=YEARS, settled=YEARS.end)
-    halves = split_services(shard)
+    assert split_services(shard) == cut_services(shard, 1)
+    parts = cut_services(shard, cuts)
     if count == 1:
-        assert halves is None
+        assert parts is None
         return
-    assert halves is not None
-    assert halves[0].service_ids + halves[1].service_ids == shard.service_ids
+    assert parts is not None
+    assert len(parts) == min(cuts + 1, count)
+    assert sum((part.service_ids for part in parts), ()) == shard.service_ids
+    sizes = [len(part.service_ids) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(MOMENTS)
+def test_a_shard_is_cut_at_the_second_of_an_instant(instant: datetime) -> None:
+    shard = Shard(service_ids=("a",), window=YEARS, settled=YEARS.end, open_ended=True)
+    parts = cut_at(shard, instant)
+    if parts is None:
+        assert instant < YEARS.start + timedelta(seconds=1)
+        return
+    newer, older = parts
+    assert newer.window == Window(older.window.end, YEARS.end)
+    assert older.window.start == YEARS.start
+    assert older.window.end <= instant < older.window.end + timedelta(seconds=1)
+    assert (newer.open_ended, older.open_ended) == (True, False)
 
 
 def test_the_closing_walks_are_packed_across_enterprises() -> None:
@@ -147,9 +175,6 @@ def test_an_enterprise_stays_together_where_that_costs_no_list() -> None:
     for number in range(4):
         assert sum(service(number, 0).id in ids and service(number, 299).id in ids for ids in lists) == 1
     assert [len(ids) for ids in lists] == [1000, 1000]
-
-
-MOMENTS = st.integers(0, 5_000_000).map(lambda tenths: YEARS.start + timedelta(milliseconds=100 * tenths))
 
 
 @given(MOMENTS, st.integers(1, 40), st.integers(1, 100_000))

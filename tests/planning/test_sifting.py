@@ -50,6 +50,25 @@ def test_an_order_on_the_end_is_no_oddity_because_older_platforms_include_it() -
     assert (sifted.kept, sifted.skipped, sifted.oddities) == ([], frozenset({0}), {})
 
 
+@pytest.mark.parametrize(
+    ("times", "by_update"),
+    [
+        (["12:00:01Z", "12:00:01Z", "11:59:59Z"], True),
+        (["12:00:01.5Z", "12:00:01Z", "12:00:00.25Z"], True),
+        (["12:00:01Z", "12:00:01.5Z"], False),
+        (["11:59:59Z", "12:00:01Z"], False),
+    ],
+)
+@pytest.mark.parametrize("on_the_edge", [False, True])
+def test_whether_a_page_comes_newest_update_first_is_told_of_what_is_kept(
+    times: list[str], by_update: bool, on_the_edge: bool
+) -> None:
+    orders = [order(f"2024-03-31T{time}") for time in times]
+    if on_the_edge:
+        orders.append(order("2024-04-01T00:00:00Z"))
+    assert sieve(EDGE - timedelta(days=1), EDGE).sift(Listing(orders)).by_update == by_update
+
+
 def test_what_should_not_have_come_is_left_out_and_counted() -> None:
     start = EDGE - timedelta(days=1)
     orders = [
