@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
-from operator import ge
 
 import msgspec
 
@@ -174,11 +173,11 @@ def _older(oldest: datetime | None, updated: datetime | None) -> datetime | None
     return None if oldest is None or updated is None else min(oldest, updated)
 
 
-def _descending(times: Sequence[str]) -> bool:
+def _descending(times: list[str]) -> bool:
     """Whether times, as the platform writes them, are each at or before the one in front of it."""
-    if len(set(map(len, times))) > 1:  # some have fractions: `01Z` is before `01.5Z`, though `.` comes before `Z`
+    if "." in "".join(times):  # `01Z` is before `01.5Z`, though `.` comes before `Z`
         times = [time.removesuffix("Z") for time in times]
-    return all(map(ge, times, times[1:]))
+    return sorted(times, reverse=True) == times  # of what is in order the quickest way to see it
 
 
 def _instant(text: str) -> datetime | None:
