@@ -6,9 +6,9 @@ from collections.abc import Callable
 from importlib import import_module
 
 from fetcher.errors import ConfigError
-from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.sinks.base import Batch, EncodedPage, Extent, Holdings, Page, Progress, RowCount, Sink
 
-__all__ = ["Batch", "EncodedPage", "Holdings", "Page", "Progress", "Sink", "make_sink"]
+__all__ = ["Batch", "EncodedPage", "Extent", "Holdings", "Page", "Progress", "RowCount", "Sink", "make_sink"]
 
 # Each module defines `make(url) -> Sink` and imports what only it needs, so that an extra is missed only by its users.
 _MODULES = {

@@ -177,6 +177,25 @@ class Holdings(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress
 
 
+class RowCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many rows a sink holds of a portfolio, or of a part of it."""
+
+    portfolio: str
+    rows: int
+    enterprise_id: str | None = None
+    """In small letters; `None`: of all its enterprises."""
+    month: datetime | None = None
+    """The beginning of the month (UTC) in which they were updated; `None`: whenever that was."""
+
+
+class Extent(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a sink holds, and where, for `fetcher plan`."""
+
+    rows: Sequence[RowCount] | None
+    """No row is in two of them; `None`: the sink cannot tell cheaply."""
+    progress: Progress
+
+
 class Sink(ABC):
     """Somewhere to keep orders.
 
@@ -253,6 +272,18 @@ class Sink(ABC):
         Raises:
             SinkError: it cannot be read.
         """
+
+    def extent(self) -> Extent:
+        """What the sink holds now, as fine as it can tell in about the time of `holdings`; likewise changes nothing.
+
+        Raises:
+            SinkError: it cannot be read.
+        """
+        held = self.holdings()
+        counts = None
+        if held.rows is not None:
+            counts = [RowCount(portfolio=name, rows=rows) for name, rows in held.rows.items()]
+        return Extent(rows=counts, progress=held.progress)
 
     @abstractmethod
     def close(self) -> None:

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 
 import msgspec
 import pyarrow as pa
 
 from fetcher.sinks.arrow import ID_COLUMNS, SCHEMA
-from fetcher.sinks.base import Batch, RejectedRow, kept_aside
+from fetcher.sinks.base import Batch, RejectedRow, RowCount, kept_aside
 
 TABLE = "product_service_orders"
 PROGRESS = "fetcher_progress"
@@ -22,6 +22,11 @@ REJECTED = "fetcher_rejected"
 CONTENT = tuple(name for name in SCHEMA.names if name not in ("portfolio", "enterprise_id", "fetched_utc"))
 """The columns that are the platform's: two rows that agree in them are the same version of an order."""
 _REJECTED_TEXT = ("id", "portfolio", "enterprise_id", "stream", "reason", "raw")
+COUNTED = (
+    "portfolio, lower(CAST(enterprise_id AS VARCHAR)), CAST(extract(year FROM updated_utc) AS INTEGER), "
+    "CAST(extract(month FROM updated_utc) AS INTEGER), count(*)"
+)
+"""What to select, grouped by the first four, for `row_counts`; in a session whose time zone is UTC."""
 REJECTED_NAMES = (*_REJECTED_TEXT, "rejected_utc")
 
 
@@ -81,6 +86,14 @@ def difference(found: Mapping[str, str], types: ColumnTypes) -> str | None:
         if name in found and found[name].lower() != type_.lower()
     ]
     return f"in its table {TABLE}, {'; '.join(wrong)}" if wrong else None
+
+
+def row_counts(held: Iterable[tuple[str, str | None, int, int, int]]) -> list[RowCount]:
+    """What `COUNTED` gave: portfolio, enterprise, year, month and rows."""
+    return [
+        RowCount(portfolio=portfolio, enterprise_id=enterprise, month=datetime(year, month, 1, tzinfo=UTC), rows=rows)
+        for portfolio, enterprise, year, month, rows in held
+    ]
 
 
 def states_of(batch: Batch) -> tuple[str, ...] | None:

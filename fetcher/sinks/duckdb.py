@@ -25,7 +25,7 @@ from typing import Any
 from fetcher.config import expand_home
 from fetcher.errors import ConfigError, MissingExtraError, SinkBusyError, SinkError
 from fetcher.sinks.appending.ledger import busy, check_folder
-from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.sinks.base import Batch, EncodedPage, Extent, Holdings, Page, Progress, Sink
 
 try:
     import duckdb
@@ -34,6 +34,7 @@ try:
     from fetcher.sinks.arrow import POOL, SCHEMA, Columns, fitting, require_uuids, require_years
     from fetcher.sinks.database import (
         CONTENT,
+        COUNTED,
         PROGRESS,
         REJECTED,
         REJECTED_NAMES,
@@ -47,6 +48,7 @@ try:
         missing_columns,
         rejected_columns,
         rejected_definition,
+        row_counts,
         states_of,
     )
 except ImportError as missing:
@@ -131,20 +133,29 @@ class DuckdbSink(Sink):
 
     def holdings(self) -> Holdings:
         """See `Sink.holdings`."""
+        query = f"SELECT portfolio, count(*), max(updated_utc) FROM {TABLE} GROUP BY portfolio"
+        held, progress = self._held(query)
+        return Holdings(
+            rows={portfolio: rows for portfolio, rows, _ in held},
+            newest={portfolio: newest for portfolio, _, newest in held},
+            progress=progress,
+        )
+
+    def extent(self) -> Extent:
+        """See `Sink.extent`: by enterprise and month."""
+        held, progress = self._held(f"SELECT {COUNTED} FROM {TABLE} GROUP BY 1, 2, 3, 4")
+        return Extent(rows=row_counts(held), progress=progress)
+
+    def _held(self, query: str) -> tuple[list[Any], Progress]:
+        """What a query of the table gives, and the progress; nothing where there is no table yet."""
         if not self._path.exists():
-            return Holdings(rows={}, newest={}, progress={})
+            return [], {}
         if os.path.realpath(self._path) in _OPEN:  # an older DuckDB would open it twice
             raise busy(self.url)
         with self._connected(read_only=True) as db:
             if not {TABLE, PROGRESS} <= _tables(db):
-                return Holdings(rows={}, newest={}, progress={})
-            query = f"SELECT portfolio, count(*), max(updated_utc) FROM {TABLE} GROUP BY portfolio"
-            held: list[tuple[str, int, Any]] = db.execute(query).fetchall()
-            return Holdings(
-                rows={portfolio: rows for portfolio, rows, _ in held},
-                newest={portfolio: newest for portfolio, _, newest in held},
-                progress=_progress(db),
-            )
+                return [], {}
+            return db.execute(query).fetchall(), _progress(db)
 
     def close(self) -> None:
         """See `Sink.close`."""

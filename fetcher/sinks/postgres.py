@@ -20,10 +20,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 from fetcher.errors import MissingExtraError, SinkError
-from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, RejectedRow, Sink
+from fetcher.sinks.base import Batch, EncodedPage, Extent, Holdings, Page, Progress, RejectedRow, Sink
 
 try:
     import psycopg
@@ -35,6 +36,7 @@ try:
     from fetcher.sinks.arrow import ID_COLUMNS, SCHEMA, fitting, require_no_nul, require_uuids, require_years
     from fetcher.sinks.database import (
         CONTENT,
+        COUNTED,
         PROGRESS,
         REJECTED,
         REJECTED_NAMES,
@@ -48,6 +50,7 @@ try:
         missing_columns,
         rejected_columns,
         rejected_definition,
+        row_counts,
         states_of,
     )
     from fetcher.sinks.postgres_address import Address, read_address
@@ -123,19 +126,27 @@ class PostgresSink(Sink):
 
     def holdings(self) -> Holdings:
         """See `Sink.holdings`."""
+        # As text of our own: how times are written is up to the role, the database and the server.
+        newest = "to_char(max(updated_utc) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US+00:00')"
+        held, progress = self._held(f"SELECT portfolio, count(*), {newest} FROM {{table}} GROUP BY portfolio")
+        return Holdings(
+            rows={portfolio: rows for portfolio, rows, _ in held},
+            newest={portfolio: datetime.fromisoformat(newest) for portfolio, _, newest in held},
+            progress=progress,
+        )
 
-        def look(db: psycopg.Connection) -> Holdings:
+    def extent(self) -> Extent:
+        """See `Sink.extent`: by enterprise and month."""
+        held, progress = self._held(f"SELECT {COUNTED} FROM {{table}} GROUP BY 1, 2, 3, 4")
+        return Extent(rows=row_counts(held), progress=progress)
+
+    def _held(self, query: str) -> tuple[list[Any], Progress]:
+        """What a query of the table gives, and the progress; nothing where there is no table yet."""
+
+        def look(db: psycopg.Connection) -> tuple[list[Any], Progress]:
             if not self._columns_of(db, TABLE):
-                return Holdings(rows={}, newest={}, progress={})
-            # As text of our own: how times are written is up to the role, the database and the server.
-            newest = "to_char(max(updated_utc) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US+00:00')"
-            query = self._sql(f"SELECT portfolio, count(*), {newest} FROM {{table}} GROUP BY portfolio")
-            held: list[tuple[str, int, str]] = db.execute(query).fetchall()
-            return Holdings(
-                rows={portfolio: rows for portfolio, rows, _ in held},
-                newest={portfolio: datetime.fromisoformat(newest) for portfolio, _, newest in held},
-                progress=self._progress(db),
-            )
+                return [], {}
+            return db.execute(self._sql(query)).fetchall(), self._progress(db)
 
         try:
             return self._database.transact(look)

@@ -111,6 +111,21 @@ def at(when: datetime, *orders: dict[str, Any], **changes: Any) -> Page:
     return msgspec.structs.replace(page(orders), fetched_utc=when, **changes)
 
 
+def test_how_much_there_is_is_told_by_enterprise_and_month(way: Database) -> None:
+    sink = way.opened()
+    updates = ["2024-02-29T23:59:59.9Z", "2024-03-01T00:00:00Z", SECOND]
+    commit(sink, page([order(number, updated) for number, updated in enumerate(updates)]))
+    sink.close()
+    extent = way.sink().extent()
+    enterprise = "22222222-2222-4222-a222-222222222222"
+    months = {(count.portfolio, count.enterprise_id, count.month): count.rows for count in extent.rows or ()}
+    assert months == {
+        ("north", enterprise, datetime(2024, 2, 1, tzinfo=UTC)): 1,
+        ("north", enterprise, datetime(2024, 3, 1, tzinfo=UTC)): 2,
+    }
+    assert extent.progress == way.sink().holdings().progress
+
+
 # Versions
 
 

@@ -22,7 +22,7 @@ import pytest
 import zstandard
 
 from fetcher.errors import ConfigError, SinkError
-from fetcher.sinks import Batch, EncodedPage, Page, Sink, make_sink
+from fetcher.sinks import Batch, EncodedPage, Extent, Page, Sink, make_sink
 from fetcher.sinks.appending.jsonl import StdoutSink
 from tests.orders import order, page
 from tests.postgres import Server
@@ -116,6 +116,7 @@ def test_rows_and_progress_come_back(case: Case) -> None:
     again = case.sink()
     assert again.holdings().progress == {"north/b": "2", "north/c": "3"}
     assert again.holdings().rows == {"north": 5}
+    assert sum(count.rows for count in again.extent().rows or ()) == 5
     assert again.holdings().newest == {"north": datetime(2023, 5, 1, 0, 0, 4, tzinfo=UTC)}
     assert again.open() == {"north/b": "2", "north/c": "3"}
     again.close()
@@ -127,6 +128,7 @@ def test_a_sink_that_is_not_there_holds_nothing_and_probing_makes_nothing(case: 
     case.sink().probe()
     holdings = case.sink().holdings()
     assert (holdings.rows, holdings.progress) == ({}, {})
+    assert case.sink().extent() == Extent(rows=[], progress={})
     assert sorted(case.folder.rglob("*")) == before
 
 
