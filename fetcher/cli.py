@@ -28,12 +28,13 @@ from fetcher.processes.supervisor import processes_for
 from fetcher.report import Report
 from fetcher.sinks import Sink, make_sink
 from fetcher.terminal.text import steady_output, to_json
-from fetcher.terminal.view import ConsoleHandler, View, duration, failure_line, summary, table
+from fetcher.terminal.view import ConsoleHandler, View, failure_line, summary, table
 
 if TYPE_CHECKING:  # each command imports what it alone needs
     from rich.console import Console
 
-    from fetcher.prospect import Check, PortfolioPlan
+    from fetcher.prospect.check import Check
+    from fetcher.prospect.plan import PortfolioPlan
     from fetcher.simulator.process import Options
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ def run(
     raise typer.Exit(INTERRUPTED if report.interrupted else WHOLE if report.complete else PARTLY)
 
 
-@app.command(short_help="Show what a run would do, and how long at least.")
+@app.command(short_help="Show what a run would do, and how long it takes.")
 def plan(
     config: ConfigPath = Path("config.toml"),
     sink: SinkUrl = None,
@@ -125,57 +126,22 @@ def plan(
     full: Full = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would do: shards, least requests, least time, for both ways of sharding.
+    """Show what a run would do, and how long it takes: at the least, and likely where the sink knows how much there is.
 
-    Sends only what discovery needs. Every shard takes one request at least, and one more for each full page of orders,
-    which nobody knows beforehand. Exits 1 if something could not be found out, or is refused: it is named.
+    Sends only what discovery needs. How many orders there are is told by what the sink holds of earlier runs; where it
+    holds nothing, what is shown is the least, for no orders at all. Exits 1 if something could not be found out, or is
+    refused: it is named.
     """
     settings = _settings(config, sink, from_, until)
     target = None if settings.sink.url is None else make_sink(settings.sink_url)
 
     def show(plans: list[PortfolioPlan]) -> int:
-        if as_json:
-            _print_json(plans)
-        else:
-            _show_plans(settings, plans)
+        from fetcher.terminal.plan import plan_text
+
+        print(to_json(plans) if as_json else plan_text(plans))
         return PARTLY if any(one.failed for one in plans) else WHOLE
 
     raise typer.Exit(_in_job(settings, target, Job.plan, show, full=full))
-
-
-def _show_plans(settings: Config, plans: list[PortfolioPlan]) -> None:
-    limits = settings.limits
-    rows = [row for portfolio in plans if portfolio.services for row in _plan_rows(portfolio)]
-    headings = ["portfolio", "enterprises", "services", "shard_by", "shards", "least requests", "least time", "from"]
-    count = processes_for(settings, {one.portfolio: one.resumes_from for one in plans})
-    processes = "one process" if count == 1 else f"{count} processes, and one that commits"
-    if rows:
-        print(table(headings, rows))
-        print(
-            f"\nLeast time: what {limits.requests} requests in any {limits.per_seconds:g} s let through, side by side. "
-            f'The configuration says shard_by = "{limits.shard_by}"; auto splits what is large while it walks. '
-            f"A run would take {processes}"
-        )
-    for portfolio in plans:
-        for error in portfolio.failed:
-            print(f"failed: {portfolio.portfolio}: {error}")
-
-
-def _plan_rows(portfolio: PortfolioPlan) -> list[list[str]]:
-    """A line for each way of sharding: `auto` begins with what `portfolio` has, and splits it while it is walked."""
-    start = "the beginning" if portfolio.resumes_from is None else utc_text(portfolio.resumes_from)
-    by_enterprise = [
-        f"{portfolio.shards_by_enterprise:,}",
-        f"{portfolio.requests_by_enterprise:,}",
-        duration(portfolio.seconds_by_enterprise),
-    ]
-    by_portfolio = [
-        f"{portfolio.shards_by_portfolio:,}",
-        f"{portfolio.requests_by_portfolio:,}",
-        duration(portfolio.seconds_by_portfolio),
-    ]
-    facts = [portfolio.portfolio, f"{portfolio.enterprises:,}", f"{portfolio.services:,}"]
-    return [[*facts, "enterprise", *by_enterprise, start], ["", "", "", "auto, portfolio", *by_portfolio, ""]]
 
 
 @app.command(short_help="Are the tokens, services and the sink usable?")

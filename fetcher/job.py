@@ -26,12 +26,13 @@ from fetcher.errors import FetcherError, SinkAbandonedError, first_error
 from fetcher.loading.portfolios import Patience, Portfolios, as_it_is
 from fetcher.processes.supervisor import Crew, check_machine, processes_for, watermarks_of
 from fetcher.report import PortfolioReport, Report, Tally
-from fetcher.sinks.base import Page, Progress, Sink
+from fetcher.sinks.base import Extent, Page, Progress, Sink
 from fetcher.sinks.writer import Delivery, Offload, SinkThread, Writer
 
 if TYPE_CHECKING:  # a run does without
     from fetcher.loading.handover import Encode
-    from fetcher.prospect import Check, PortfolioPlan
+    from fetcher.prospect.check import Check
+    from fetcher.prospect.plan import PortfolioPlan
 
 T = TypeVar("T")
 
@@ -223,22 +224,19 @@ class Job:
         Raises:
             SinkError: the sink cannot be read.
         """
-        from fetcher.prospect import Prospect
+        from fetcher.prospect.planner import Planner
 
-        prospect = Prospect(self._config, self._alone(), full=self._full)
-        return await prospect.plans(await self._held())
+        planner = Planner(self._config, self._alone(), full=self._full)
+        extent = Extent(rows=None, progress={})
+        if self._sink is not None:
+            extent = await self._of(self._offload)(self._sink.extent)
+        return await planner.plans(extent)
 
     async def check(self) -> list[Check]:
         """Whether the sink, and every portfolio's token, enterprises, services and orders are usable; in seconds."""
-        from fetcher.prospect import Prospect
+        from fetcher.prospect.check import Checks
 
-        return await Prospect(self._config, self._alone(), full=self._full).checks(self._sink)
-
-    async def _held(self) -> Progress:
-        """The progress that the sink holds, without opening it."""
-        if self._sink is None or self._full:
-            return {}
-        return (await self._of(self._offload)(self._sink.holdings)).progress
+        return await Checks(self._config, self._alone()).checks(self._sink)
 
     def _alone(self) -> Portfolios:
         if self._here is None:
@@ -303,7 +301,7 @@ class Job:
 
 
 def _hurry() -> Patience:
-    from fetcher.prospect import HURRY
+    from fetcher.prospect.patience import HURRY
 
     return HURRY
 

@@ -20,7 +20,9 @@ from msgspec import structs
 
 from fetcher.connector.transport import Heard, Reply
 from fetcher.job import Job
-from fetcher.prospect import DEADLINE_SECONDS, Check, PortfolioPlan
+from fetcher.prospect.check import Check
+from fetcher.prospect.patience import DEADLINE_SECONDS
+from fetcher.prospect.plan import PortfolioPlan
 from fetcher.simulator import Behaviour, Size, parse_faults
 from fetcher.simulator.answers import Response
 from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink, make_sink
@@ -179,7 +181,7 @@ async def inline(function: Any, *arguments: Any) -> Any:
 
 
 def test_a_sink_that_never_answers_is_told_and_the_portfolios_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fetcher.prospect.DEADLINE_SECONDS", 0.7)
+    monkeypatch.setattr("fetcher.prospect.patience.DEADLINE_SECONDS", 0.7)
     ended = threading.Event()
 
     class Silent(Sink):
@@ -308,7 +310,7 @@ def test_a_host_that_is_no_platform_is_told_within_15_seconds(command: str, host
 
 
 def test_a_budget_that_another_run_has_used_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fetcher.prospect.DEADLINE_SECONDS", 1.0)
+    monkeypatch.setattr("fetcher.prospect.patience.DEADLINE_SECONDS", 1.0)
 
     async def scenario() -> None:
         async with site(SIZE, behaviour=Behaviour(requests=2, per_seconds=30)) as here:

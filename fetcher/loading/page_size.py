@@ -18,6 +18,19 @@ class Learned:
         """What a walk begins with, at the most."""
         self.patience = self.FIRST_PATIENCE
         """How many pages have to go well before a walk asks for more, at the least."""
+        self._full = 0
+        self._seconds = 0.0
+
+    @property
+    def page_seconds(self) -> float | None:
+        """How long the largest pages take, on the average; `None`: none came yet."""
+        return self._seconds / self._full if self._full else None
+
+    def took(self, items: int, seconds: float) -> None:
+        """A page of so many items took so long, from its request on."""
+        if items >= self.largest:
+            self._full += 1
+            self._seconds += seconds
 
     def too_many(self, count: int, patience: int) -> None:
         """A walk found that `count` items have to do, and will wait for as many good pages."""

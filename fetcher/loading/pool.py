@@ -128,9 +128,7 @@ class Pool:
             self._walkers -= 1
 
     def _share(self, item: Item, scope: Scope, pages: float, seconds: float) -> int:
-        """How many parts a walk may give away now: its share of the walkers that have nothing to do.
-
-        Where the budget binds, parts only cost requests: then no more than keep it busy.
+        """How many parts a walk may give away now; see `parts_to_give`.
 
         Args:
             item: what is walked.
@@ -140,12 +138,10 @@ class Pool:
         """
         if item.closing or self._queue or not scope.splits:
             return 0
-        idle = self._most - self._walkers
         budget = scope.connector.budget
         free = 0 if budget.paused_seconds else budget.share - budget.used - self._walkers
-        if pages > free:
-            idle = min(idle, ceil(budget.requests / budget.per_seconds * seconds) + 1 - self._walkers)
-        return max(0, min(-(-idle // self._walkers), idle, free))
+        at_once = budget.requests / budget.per_seconds * seconds
+        return parts_to_give(self._most, self._walkers, free, pages, at_once)
 
     def _requeue(self, items: list[Item], scope: Scope) -> None:
         self._queue.extendleft(reversed(items))
@@ -255,3 +251,21 @@ class Pool:
                 services=tuple(services),
                 window=(shard.window.start, shard.window.end),
             )
+
+
+def parts_to_give(most: int, walkers: int, free: int, pages: float, at_once: float) -> int:
+    """How many parts a walk may give away: its share of the walkers that have nothing to do.
+
+    Where the budget binds, parts only cost requests: then no more than keep it busy.
+
+    Args:
+        most: walks side by side.
+        walkers: that walk now.
+        free: slots of the budget that they leave.
+        pages: that the walk may have left.
+        at_once: requests that the budget lets through while a page comes.
+    """
+    idle = most - walkers
+    if pages > free:
+        idle = min(idle, ceil(at_once) + 1 - walkers)
+    return max(0, min(-(-idle // walkers), idle, free))

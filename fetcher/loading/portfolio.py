@@ -332,6 +332,7 @@ class PortfolioLoad:
 
     def _record(self, outcome: str, watermark: datetime | None) -> RunRecord:
         now = self._connector.platform.clock.now()
+        last = self._checkpoint.last_run
         return RunRecord(
             selection=self._checkpoint.selection,
             began=self._beginning.began or now,
@@ -340,4 +341,5 @@ class PortfolioLoad:
             outcome=outcome,
             watermark=watermark,
             failed=tuple(self._tally.failed[:100]),
+            page_seconds=self._learned.page_seconds or (None if last is None else last.page_seconds),
         )

@@ -228,6 +228,7 @@ class Walk:
                     return split
                 continue
             self._size.went_well(answer.listing.count)
+            self._scope.learned.took(answer.listing.count, answer.seconds)
             self._lineage.fruitless = 0
             self._pages += 1
             self._note_cursor(lead_on=True)

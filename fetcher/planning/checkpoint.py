@@ -83,6 +83,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = "running or killed"
     watermark: datetime | None = None
     failed: tuple[Failure, ...] = ()
+    page_seconds: float | None = None
+    """How long full pages took, on the average; of the last run that had any."""
 
 
 class PortfolioStatus(msgspec.Struct, frozen=True, kw_only=True):

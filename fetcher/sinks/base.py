@@ -193,6 +193,9 @@ class Extent(msgspec.Struct, frozen=True, kw_only=True):
 
     rows: Sequence[RowCount] | None
     """No row is in two of them; `None`: the sink cannot tell cheaply."""
+    days: Mapping[str, Mapping[datetime, int]] = {}
+    """The same rows once more: by portfolio, and by the beginning of the day (UTC) in which they were updated. Empty:
+    the sink cannot tell cheaply."""
     progress: Progress
 
 

@@ -43,12 +43,12 @@ try:
         columns,
         definition,
         difference,
+        extent_of,
         full_since_of,
         gone_and_come,
         missing_columns,
         rejected_columns,
         rejected_definition,
-        row_counts,
         states_of,
     )
 except ImportError as missing:
@@ -142,9 +142,8 @@ class DuckdbSink(Sink):
         )
 
     def extent(self) -> Extent:
-        """See `Sink.extent`: by enterprise and month."""
-        held, progress = self._held(f"SELECT {COUNTED} FROM {TABLE} GROUP BY 1, 2, 3, 4")
-        return Extent(rows=row_counts(held), progress=progress)
+        """See `Sink.extent`: by enterprise and month, and by day."""
+        return extent_of(*self._held(COUNTED.format(table=TABLE)))
 
     def _held(self, query: str) -> tuple[list[Any], Progress]:
         """What a query of the table gives, and the progress; nothing where there is no table yet."""

@@ -90,3 +90,12 @@ def test_whatever_is_too_heavy_no_size_is_asked_for_again_and_again(
             else:
                 size.went_well(size.count)
     assert refused <= walks * 20
+
+
+def test_only_full_pages_tell_how_long_one_takes() -> None:
+    learned = Learned(100)
+    learned.took(99, 5.0)
+    assert learned.page_seconds is None
+    learned.took(100, 1.0)
+    learned.took(100, 2.0)
+    assert learned.page_seconds == 1.5

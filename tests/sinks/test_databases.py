@@ -111,7 +111,7 @@ def at(when: datetime, *orders: dict[str, Any], **changes: Any) -> Page:
     return msgspec.structs.replace(page(orders), fetched_utc=when, **changes)
 
 
-def test_how_much_there_is_is_told_by_enterprise_and_month(way: Database) -> None:
+def test_how_much_there_is_is_told_by_enterprise_and_month_and_by_day(way: Database) -> None:
     sink = way.opened()
     updates = ["2024-02-29T23:59:59.9Z", "2024-03-01T00:00:00Z", SECOND]
     commit(sink, page([order(number, updated) for number, updated in enumerate(updates)]))
@@ -123,6 +123,7 @@ def test_how_much_there_is_is_told_by_enterprise_and_month(way: Database) -> Non
         ("north", enterprise, datetime(2024, 2, 1, tzinfo=UTC)): 1,
         ("north", enterprise, datetime(2024, 3, 1, tzinfo=UTC)): 2,
     }
+    assert extent.days == {"north": {datetime(2024, 2, 29, tzinfo=UTC): 1, datetime(2024, 3, 1, tzinfo=UTC): 2}}
     assert extent.progress == way.sink().holdings().progress
 
 
