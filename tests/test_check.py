@@ -128,6 +128,24 @@ def test_a_plan_goes_on_from_what_was_loaded_of_the_same_states_alone(tmp_path: 
     anyio.run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("name", "basis"), [("duckdb:o", "rows by enterprise and month"), ("jsonl:o", "rows of the portfolio")]
+)
+def test_a_plan_tells_how_many_orders_there_are_by_what_the_sink_holds(tmp_path: Path, name: str, basis: str) -> None:
+    async def scenario() -> None:
+        async with site() as here:
+            url = name.replace(":", f":{tmp_path}/")
+            assert (await here.run(url)).complete
+            for full, share in ((True, 1.0), (False, 0.0)):
+                async with Job(here.config(url), sink=make_sink(url), hurried=True, full=full) as job:
+                    planned = await job.plan()
+                assert {one.basis for one in planned} == {basis}
+                orders = sum(one.orders or 0 for one in planned)
+                assert orders == pytest.approx(share * len(here.truth()), abs=0.05 * len(here.truth()))
+
+    anyio.run(scenario)
+
+
 def test_one_portfolio_s_failure_does_not_end_the_plan_of_the_others() -> None:
     async def scenario() -> None:
         async with site(SIZE, faults=parse_faults("revoke=0")) as here:

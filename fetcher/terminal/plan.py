@@ -139,8 +139,8 @@ def _basis(plans: Sequence[PortfolioPlan]) -> str:
     if unknown:
         whose = "" if len(unknown) == len(plans) else f" of {', '.join(unknown)}"
         lines.append(
-            f"How many orders there are{whose} nobody knows, for the sink holds none that were read: "
-            "what is shown is the least, for none. Each 1,000 take a request more"
+            f"Nobody knows how many orders there are{whose}, for nothing was read yet: what is shown is the least, "
+            "for none. Each full page is a request more"
         )
     return "\n".join(lines)
 
