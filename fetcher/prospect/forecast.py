@@ -3,7 +3,7 @@
 What is played is what `loading.pool` does: walkers take shards from a queue, and one that has more to read gives parts
 of it away while walkers are idle and the budget has free slots. A request waits for a slot, which is free again a
 window after its answer began. Orders are taken as sent in the order of their updates: a platform that sorts by creation
-takes longer.
+takes longer if it refuses the cursors of others.
 """
 
 from __future__ import annotations
@@ -174,8 +174,9 @@ class _Play:
         pace = self._pace
         if self._queue or not self._splits:
             return 0
-        used = sum(free > self._now for free in self._slots)
-        free = pace.requests - used - self._walkers
+        while self._slots and self._slots[0] <= self._now:
+            heappop(self._slots)
+        free = pace.requests - len(self._slots) - self._walkers
         most = parts_to_give(pace.walks, self._walkers, free, pages, pace.requests / pace.per_seconds * seconds)
         return min(most, int(pages / Walk.WORTH) - 1)
 

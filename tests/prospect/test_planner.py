@@ -25,6 +25,8 @@ from tests.virtual import run_virtually
 
 CLOSE = 0.25
 """By which an estimate may miss, of what the run really took."""
+UNDER_WAY = 0.15
+"""By which it may in the middle of a load, of the whole load: what was read is no fair sample of what is left."""
 
 
 class TellingSink(KeyedSink):
@@ -82,10 +84,10 @@ class Outcome(NamedTuple):
     def planned_seconds(self) -> float:
         return max(plan.seconds or 0 for plan in self.plans)
 
-    def check(self, close: float = CLOSE) -> None:
+    def check(self) -> None:
         """The plan came close."""
-        assert self.requests == pytest.approx(self.report.requests, rel=close)
-        assert self.planned_seconds == pytest.approx(self.seconds, rel=close)
+        assert self.requests == pytest.approx(self.report.requests, rel=CLOSE)
+        assert self.planned_seconds == pytest.approx(self.seconds, rel=CLOSE)
         assert self.least_requests <= self.report.requests
 
 
@@ -176,19 +178,22 @@ def test_what_a_plan_says_is_what_the_run_takes(world: str) -> None:
     run_virtually(scenario)
 
 
+@pytest.mark.parametrize("world", ["one large hotel beside small ones", "three portfolios"])
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_in_the_middle_of_a_load_what_is_left_is_estimated_by_what_was_read(share: float) -> None:
-    story = WORLDS["one large hotel beside small ones"]()
+def test_in_the_middle_of_a_load_what_is_left_is_estimated_by_what_was_read(world: str, share: float) -> None:
+    story = WORLDS[world]()
 
     async def scenario() -> None:
-        _, seconds = await WORLDS["one large hotel beside small ones"]().run()
+        whole, seconds = await WORLDS[world]().run()
         report, _ = await story.run(stop_after=seconds * share)
         assert report.interrupted
         rest = await story.outcome()
-        assert rest.plans[0].shards_open
-        assert rest.plans[0].resumes_from is None
-        assert rest.plans[0].orders == pytest.approx(rest.report.orders, rel=0.3)
-        rest.check(0.3)
+        assert sum(plan.shards_open for plan in rest.plans)
+        assert {plan.resumes_from for plan in rest.plans} == {None}
+        orders = sum(plan.orders or 0 for plan in rest.plans)
+        assert orders == pytest.approx(rest.report.orders, abs=UNDER_WAY * whole.orders)
+        assert rest.requests == pytest.approx(rest.report.requests, abs=UNDER_WAY * whole.requests)
+        assert rest.planned_seconds == pytest.approx(rest.seconds, rel=0.35)
 
     run_virtually(scenario)
 
