@@ -238,9 +238,9 @@ class _Status(msgspec.Struct, frozen=True):
 _FAULTS = (
     "500, 502, 503, 408, 429, 401, reset, lost, stall, truncated, corrupt, gzip, not-utf8, not-json, nested, "
     "cursor, circle, twice, outside, unasked, bomb, large, endless, redirect, type, bad-services, "
-    "bad-enterprises, heavy-pages, heavy-stalls, heavy-windows, heavy-ids, revoke, forbid, forbid-services, "
-    "forbid-enterprises, shared, others, outage-after, outage-seconds, outage-pause, retry-after, clock-skew, "
-    "skew-first, skew-hours, changes, late, same-second, bad-order, capitals, unknown, invalid-cursors"
+    "bad-enterprises, 429-seconds, heavy-pages, heavy-stalls, heavy-windows, heavy-ids, revoke, forbid, "
+    "forbid-services, forbid-enterprises, shared, others, outage-after, outage-seconds, outage-pause, retry-after, "
+    "clock-skew, skew-first, skew-hours, changes, late, same-second, bad-order, capitals, unknown, invalid-cursors"
 )
 
 

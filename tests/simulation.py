@@ -42,7 +42,7 @@ import anyio
 import msgspec
 
 from fetcher.config import Config, make_config
-from fetcher.connector.transport import Heard, Reply, TransportError, brings_page
+from fetcher.connector.transport import Heard, Reply, brings_page
 from fetcher.errors import SinkError
 from fetcher.job import Job
 from fetcher.loading.portfolios import Portfolios
@@ -51,6 +51,7 @@ from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, Siz
 from fetcher.simulator.faults import STRIKES
 from fetcher.simulator.platform import RETRY_AFTER
 from fetcher.simulator.process import config_document
+from fetcher.simulator.virtual import MemoryTransport
 from fetcher.simulator.world import DAY, MICROS, micros
 from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink, make_sink
 from fetcher.sinks.appending.versions import normal_time, version_of_line
@@ -89,15 +90,11 @@ class Body(bytes):
 
 
 class VirtualTransport:
-    """Carries requests to a platform in memory, in virtual time."""
+    """Carries requests to a platform in memory, in virtual time, and watches what is sent and kept."""
 
     def __init__(self, platform: SimulatedPlatform, latency: Latency, chance: random.Random, seconds: float) -> None:
         self.platform = platform
-        self.offset = 0.0
-        """Seconds that passed between runs."""
-        self._latency = latency
-        self._chance = chance
-        self._seconds = seconds
+        self._memory = MemoryTransport(platform, latency, chance, began=BEGIN, seconds=seconds, body_share=0.5)
         self._paused: dict[str, float] = {}
         self._heavy: Counter[bytes] = Counter()
         self.room: anyio.Semaphore | None = None
@@ -105,6 +102,15 @@ class VirtualTransport:
         self.pages = 0
         """In memory, as they came."""
         self.sent = 0
+
+    @property
+    def offset(self) -> float:
+        """Seconds that passed between runs."""
+        return self._memory.began - BEGIN
+
+    @offset.setter
+    def offset(self, seconds: float) -> None:
+        self._memory.began = BEGIN + seconds
 
     def start(self) -> None:
         """Another run begins."""
@@ -118,7 +124,7 @@ class VirtualTransport:
 
     def now(self) -> float:
         """The platform's time, in seconds since 1970."""
-        return BEGIN + anyio.current_time() + self.offset
+        return self._memory.now()
 
     async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
         """See `Transport.post`."""
@@ -127,29 +133,17 @@ class VirtualTransport:
             raise BrokenPromiseError("P5: a request was sent while the platform asked to wait")
         self.sent += 1
         self.room = room or self.room
-        delay = self._latency.draw(self._chance)
-        await anyio.sleep(delay / 2)
-        headers = {"Content-Type": "application/json", "Prefer": "return=minimal"}
-        response = self.platform.handle(path, headers, body, self.now())
-        if response.delivery == "stall" or delay > self._seconds:
-            await anyio.sleep(self._seconds)
-            raise TransportError("timeout", "no answer")
-        await anyio.sleep(delay / 2)
-        if response.delivery not in ("lost", "reset"):
-            if response.status >= 400 and (pause := _pause(response.headers)):
+
+        def watched(status: int, headers: Mapping[str, str]) -> None:
+            if status >= 400 and (pause := _pause(headers)):
                 self._paused[token] = max(self._paused.get(token, 0), self.now() + pause)
-            heard(response.status, response.headers)
-        self._weigh(path, body, response.status)
-        if room is not None and brings_page(response.status):
-            await anyio.sleep(self._latency.draw(self._chance) / 2)  # the body takes its time
-        if response.delivery in ("lost", "reset", "truncated"):
-            raise TransportError("broken", "the connection broke")
-        if response.headers.get("Content-Encoding") == "gzip":
-            raise TransportError("corrupt", "gzip")
-        if room is None or not brings_page(response.status):
-            return Reply(response.status, response.headers, response.body)
-        await room.acquire()
-        return Reply(response.status, response.headers, self._page(response.body))
+            heard(status, headers)
+            self._weigh(path, body, status)
+
+        reply = await self._memory.post(path, body, watched, room)
+        if room is None or not brings_page(reply.status):
+            return reply
+        return Reply(reply.status, reply.headers, self._page(reply.body))
 
     def _weigh(self, path: str, body: bytes, status: int) -> None:
         self._heavy[body] += status in (408, 413)

@@ -5,6 +5,8 @@ with start_process(["--orders", "10000"]) as simulator:      # a process of its 
 
 server = SimulatorServer(SimulatedPlatform(World(seed, Size(), now)))
 async with server.serve() as address: ...                    # in this one
+
+And `virtual` has a platform in memory, in virtual time: hours of a job take seconds.
 """
 
 from fetcher.simulator.answers import Response

@@ -50,6 +50,7 @@ CONDITIONS = {
     "bad-services": "as many services of each portfolio are refused, unnamed, and spoil their request",
     "bad-enterprises": "as many enterprises of each portfolio, likewise, when services are asked for; "
     "theirs are not in a list that names no enterprises",
+    "429-seconds": "a 429 that strikes asks to wait exactly as many whole seconds (at least 1), not 1 to 3 at random",
     "heavy-pages": "408 for every page of more orders than this",
     "heavy-stalls": "no answer, for as long as anybody waits, for every page of more orders than this",
     "heavy-windows": "408 for every query that matches more orders than this, but for pages of at most 50",

@@ -282,7 +282,8 @@ class SimulatedPlatform:
         count.most_in_window = window.most
         if wait is None and fault == "429":
             self._struck(fault)
-            wait = self._chance.uniform(0, 3)
+            fixed = self.faults.condition("429-seconds")
+            wait = max(0.0, fixed - 1) if fixed else self._chance.uniform(0, 3)  # one second is added when it is told
         if wait is None:
             return None
         return Response(429, {**JSON, **self._retry_after(wait, now)}, message("Request limit exceeded"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -180,6 +181,21 @@ async def _serve(options: Options, parent: int) -> None:
                 pass
 
 
+def parse_hotels(text: str) -> tuple[tuple[int, int], ...]:
+    """Services and orders of each enterprise, from `COUNTxSERVICESxORDERS,...`; an empty text is none.
+
+    Raises:
+        ValueError: it is not written so.
+    """
+    hotels: list[tuple[int, int]] = []
+    for part in filter(None, text.split(",")):
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x\d+", part):
+            raise ValueError(f"hotels are written COUNTxSERVICESxORDERS,..., e.g. 1x5x60000,100x5x200; not {part!r}")
+        count, services, orders = map(int, part.split("x"))
+        hotels += [(services, orders)] * count
+    return tuple(hotels)
+
+
 def _options(parsed: argparse.Namespace) -> Options:
     size = Size(
         portfolios=parsed.portfolios,
@@ -188,6 +204,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         orders=parsed.orders,
         years=parsed.years,
         skew=parsed.skew,
+        hotels=parse_hotels(parsed.hotels),
     )
     behaviour = Behaviour(
         requests=parsed.requests,
@@ -201,7 +218,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         seed=parsed.seed,
         size=size,
         behaviour=behaviour,
-        latency=Latency(parsed.latency / 1000, parsed.jitter),
+        latency=Latency(parsed.latency / 1000, parsed.jitter, parsed.spread),
         compress=not parsed.plain,
         faults=parse_faults(parsed.faults),
         keep_mebibytes=parsed.keep,
@@ -219,8 +236,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--orders", type=int, default=size.orders)
     parser.add_argument("--years", type=float, default=size.years)
     parser.add_argument("--skew", type=float, default=size.skew, help="how unequal enterprises are; 0: all alike")
+    exact = "COUNTxSERVICESxORDERS,...: enterprises one by one, dealt to the portfolios in turn, instead of the counts"
+    parser.add_argument("--hotels", default="", help=exact)
     parser.add_argument("--latency", type=float, default=0.0, help="milliseconds")
     parser.add_argument("--jitter", type=float, default=0.0, help="0 to 1: share of the latency")
+    parser.add_argument("--spread", type=float, default=0.0, help="standard deviation of the latency's logarithm")
     parser.add_argument("--keep", type=int, default=0, help="mebibytes of pages kept as they were sent, for measuring")
     parser.add_argument("--faults", default="", help="kind=number,...")
     parser.add_argument("--requests", type=int, default=200)

@@ -37,15 +37,18 @@ _STALL_SECONDS = 300.0
 class Latency(msgspec.Struct, frozen=True):
     """How long a request and its answer take on their ways together, in seconds.
 
-    `jitter` 0 is always `seconds`; 1 is anything from 0 to twice that.
+    `jitter` 0 is always `seconds`; 1 is anything from 0 to twice that. `spread` stretches it as networks do, seldom and
+    far: by a lognormal factor whose mean is 1, and whose logarithm has this standard deviation; 0: not at all.
     """
 
     seconds: float = 0.0
     jitter: float = 0.0
+    spread: float = 0.0
 
     def draw(self, chance: random.Random) -> float:
         """The latency of one request, in seconds."""
-        return self.seconds * (1 + self.jitter * chance.uniform(-1, 1))
+        drawn = self.seconds * (1 + self.jitter * chance.uniform(-1, 1))
+        return drawn * chance.lognormvariate(-(self.spread**2) / 2, self.spread) if self.spread else drawn
 
 
 class SimulatorServer:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
 import pytest
 
-from fetcher.simulator import Behaviour, SimulatedPlatform, Size, World, parse_faults
+from fetcher.simulator import Behaviour, Latency, SimulatedPlatform, Size, World, parse_faults
+from fetcher.simulator.process import parse_hotels
 from fetcher.simulator.world import MICROS, micros
 
 NOW = micros(datetime(2026, 3, 31, 12, tzinfo=UTC))
@@ -160,6 +163,49 @@ def test_an_empty_page_may_be_204() -> None:
 def test_the_same_seed_makes_the_same_world() -> None:
     assert World(3, SIZE, NOW).bodies == World(3, SIZE, NOW).bodies
     assert World(3, SIZE, NOW).bodies != World(4, SIZE, NOW).bodies
+
+
+def test_the_same_seed_makes_the_world_that_it_always_made() -> None:
+    digest = blake2b(b"".join(World(3, SIZE, NOW).bodies), digest_size=8).hexdigest()
+    assert digest == "64ff6f3f57d795d0"
+
+
+def test_a_world_of_given_hotels_has_exactly_those() -> None:
+    hotels = ((1, 500), (4, 0), (5, 20), (4, 0), (5, 20))
+    world = World(1, Size(portfolios=2, hotels=hotels, years=0.1), NOW)
+    shapes = [[len(one.services) for one in owner.enterprises.values()] for owner in world.portfolios.values()]
+    assert shapes == [[1, 5, 5], [4, 4]]
+    assert [len(list(world.truth(owner.name))) for owner in world.portfolios.values()] == [540, 0]
+    large = world.service_ids[0]
+    assert sum(world.service_of(id_) == large for id_, _ in world.truth()) == 500
+
+
+def test_hotels_are_read_one_by_one() -> None:
+    assert parse_hotels("1x5x60000,3x4x0") == ((5, 60_000), (4, 0), (4, 0), (4, 0))
+    assert parse_hotels("") == ()
+
+
+@pytest.mark.parametrize("text", ["1x5", "1x5x7x9", "0x5x7", "1x0x7", "1x5x-7", "axbxc"])
+def test_hotels_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="COUNTxSERVICESxORDERS"):
+        parse_hotels(text)
+
+
+def test_a_spread_stretches_the_latency_and_keeps_its_mean() -> None:
+    latency, chance = Latency(0.2, spread=0.5), random.Random(1)
+    drawn = [latency.draw(chance) for _ in range(20_000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(0.2, rel=0.02)
+    assert min(drawn) > 0
+    assert max(drawn) > 0.8
+
+
+def test_a_refusal_at_random_asks_to_wait_as_long_as_it_is_told() -> None:
+    asker = Asker()
+    asker.platform.faults = parse_faults("429=1,429-seconds=1")
+    tokens = {"ClientToken": asker.world.client_token, "AccessToken": asker.token, "Client": "test"}
+    body = msgspec.json.encode({**tokens, "Limitation": {"Count": 100}, "ServiceIds": asker.services})
+    answers = [asker.platform.handle(ORDERS, HEADERS, body, asker.now) for _ in range(20)]
+    assert {(answer.status, answer.headers["Retry-After"]) for answer in answers} == {(429, "1")}
 
 
 def test_a_world_is_as_varied_as_the_contract_says() -> None:
