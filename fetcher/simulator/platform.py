@@ -70,6 +70,8 @@ class Count(msgspec.Struct):
     pages: int = 0
     orders: int = 0
     throttled: int = 0
+    pause_seconds: float = 0.0
+    """For how long 429s asked to wait; of pauses that overlap, each second once."""
     statuses: dict[str, int] = {}
     most_in_window: int = 0
 
@@ -140,6 +142,7 @@ class SimulatedPlatform:
         self._requests = 0
         self._down_until = 0.0
         self._pausing = False  # the outage begins once the first portfolio's token was told to wait
+        self._paused_until: dict[str, float] = {}  # by token: as the latest 429 told
         self._skewed = False  # whether the last answer that tells the time was ahead
         self._clocks: dict[str, float] = {}  # up to when others' requests, and changes, were played
         self._bad: dict[str, frozenset[str]] = {}
@@ -286,6 +289,10 @@ class SimulatedPlatform:
             wait = max(0.0, fixed - 1) if fixed else self._chance.uniform(0, 3)  # one second is added when it is told
         if wait is None:
             return None
+        if self.behaviour.retry_after in ("seconds", "date"):
+            until, paused = now + int(wait) + 1, max(now, self._paused_until.get(portfolio.access_token, now))
+            count.pause_seconds += max(0.0, until - paused)
+            self._paused_until[portfolio.access_token] = max(until, paused)
         return Response(429, {**JSON, **self._retry_after(wait, now)}, message("Request limit exceeded"))
 
     def _retry_after(self, wait: float, now: float) -> dict[str, str]:
