@@ -9,7 +9,8 @@ P1  a run that ends complete holds every order that was there when it began, at 
 P2  nothing twice: one version of an order in a keyed sink, each version once in an appending one
 P3  after kills, the next runs complete it, and the rows are then the truth exactly: not only the times of the orders,
     but what they say
-P4  no window of the platform ever held more than the limit: whoever is alone is never refused
+P4  no window of the platform ever held more than the limit: whoever is alone is never refused; and no request is spent
+    that need not be (`spending.py` has what a run may send)
 P5  nothing is sent while the platform asked to wait
 P6  no more pages are in memory than there is room for, and all of the room is given back
 P7  what is refused for good is named, and everything else is there; an order that cannot be read is kept aside, and is
@@ -32,7 +33,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +57,7 @@ from fetcher.simulator.world import DAY, MICROS, micros
 from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink, make_sink
 from fetcher.sinks.appending.versions import normal_time, version_of_line
 from fetcher.sinks.base import RejectedRow, kept_aside, rejected_row
+from tests.spending import Traffic, allowance, allowance_again, more_for_faults
 from tests.virtual import run_virtually
 
 T = TypeVar("T")
@@ -101,7 +103,7 @@ class VirtualTransport:
         """The room for pages, once a page was asked for."""
         self.pages = 0
         """In memory, as they came."""
-        self.sent = 0
+        self.traffic = Traffic()
 
     @property
     def offset(self) -> float:
@@ -116,7 +118,7 @@ class VirtualTransport:
         """Another run begins."""
         self._heavy.clear()
         self.room = None
-        self.sent = 0
+        self.traffic = Traffic()
 
     def forget(self) -> None:
         """Another process sends from now on, which does not know what the last one was told."""
@@ -131,7 +133,6 @@ class VirtualTransport:
         token = json.loads(body)["AccessToken"]
         if self._paused.get(token, 0) > self.now() + 1e-6:
             raise BrokenPromiseError("P5: a request was sent while the platform asked to wait")
-        self.sent += 1
         self.room = room or self.room
 
         def watched(status: int, headers: Mapping[str, str]) -> None:
@@ -140,7 +141,11 @@ class VirtualTransport:
             heard(status, headers)
             self._weigh(path, body, status)
 
-        reply = await self._memory.post(path, body, watched, room)
+        reply: Reply | None = None
+        try:
+            reply = await self._memory.post(path, body, watched, room)
+        finally:
+            self.traffic.note(path, body, reply)
         if room is None or not brings_page(reply.status):
             return reply
         return Reply(reply.status, reply.headers, self._page(reply.body))
@@ -322,6 +327,12 @@ class Story:
         """Orders that the sink called new in this run."""
         self.to_end_at: float | None = None
         """When the run was told to end."""
+        self.until = datetime.fromtimestamp(BEGIN, UTC)
+        """When the latest run began."""
+        self.struck = self.changed = 0
+        """Faults that had struck, and orders that had changed, by then."""
+        self.spent = self.least = 0
+        """Requests of runs that read everything, while nothing went wrong; and the least of their worlds."""
 
     def config(self) -> Config:
         """The fetcher's configuration: another one for each run, of the same selection."""
@@ -358,10 +369,27 @@ class Story:
             # What could be read, and was kept as it came, has changed without another `UpdatedUtc`.
             self.wait(100)
             await self.complete(full=True)
+        if self.keyed is not None:  # whichever sink it is: this one takes no time
+            await self.spend()
         if self.portfolio_truth() != self.held():
             held, truth = self.held(), self.portfolio_truth()
             wrong = [(id_, held.get(id_), truth[id_]) for id_ in truth if held.get(id_) != truth[id_]]
             raise BrokenPromiseError(f"P3: the rows are not the truth: {wrong[:3]}, {held.keys() - truth.keys()}")
+
+    async def spend(self) -> None:
+        """A run with nothing new, and one that reads everything again: both send no more than they need."""
+        self.wait(4000)
+        await self.complete(full=False)
+        self.wait(4000)
+        report = await self.run(None, full=False, nothing_new=True)
+        if report is None or not report.complete:
+            raise BrokenPromiseError(f"P3: with nothing new it does not complete: {report and report.failed}")
+        self.wait(4000)
+        await self.complete(full=True)
+
+    def now(self) -> datetime:
+        """The platform's time."""
+        return datetime.fromtimestamp(self.transport.now(), UTC)
 
     async def complete(self, *, full: bool) -> None:
         """Run until all is there."""
@@ -378,13 +406,22 @@ class Story:
         self.transport.offset += seconds
 
     async def run(
-        self, trouble: Callable[[Job, Sink], Awaitable[None]] | None, *, full: bool | None = None
+        self,
+        trouble: Callable[[Job, Sink], Awaitable[None]] | None,
+        *,
+        full: bool | None = None,
+        nothing_new: bool = False,
     ) -> Report | None:
         """One run, to its end or its violent end; checks what must hold."""
         sink: Sink = self.keyed if self.keyed is not None else self.file.fresh()
         began = anyio.current_time()
         self.transport.start()
         self.new, self.to_end_at = 0, None
+        config, since, until = self.config(), self.until, self.now()
+        self.until = until
+        full = self.chance.random() < 0.1 if full is None else full
+        whole = full or not (self.keyed.progress if self.keyed is not None else self.file.path.exists())
+        self.struck, self.changed = sum(self.platform.stats.faults.values()), self.platform.stats.changes
         lines = len(self.file.lines())
         if trouble is None and self.keyed is not None:
             sink.__dict__.pop("commit", None)
@@ -394,9 +431,9 @@ class Story:
         try:
             with anyio.fail_after(MOST_SECONDS):
                 async with Job(
-                    self.config(),
+                    config,
                     sink=sink,
-                    full=self.chance.random() < 0.1 if full is None else full,
+                    full=full,
                     transport=self.transport,
                     offload=inline,
                     chance=self.chance,
@@ -413,6 +450,10 @@ class Story:
             self.check_counts(report)
             self.check_unknown(report, self.file.lines()[lines:], troubled=trouble is not None)
             self.log.append(f"{'complete' if report.complete else 'incomplete'} in {took:.0f} s, {report.failed}")
+            if whole and not report.interrupted:
+                self.check_spending(config, until)
+            if nothing_new:
+                self.check_nothing_new(config, since, until)
             if report.complete:
                 self.check_complete(before)
             elif not report.interrupted:
@@ -540,11 +581,41 @@ class Story:
         room = self.transport.room
         if room is not None and not report.interrupted and room.value != MOST_PAGES:
             raise BrokenPromiseError(f"P6: of {MOST_PAGES} places for pages {room.value} were given back")
-        told = (report.orders, report.requests)
-        if told != (self.new, self.transport.sent):
-            raise BrokenPromiseError(f"P12: {told} orders and requests are told, of {(self.new, self.transport.sent)}")
+        told, true = (report.orders, report.requests), (self.new, self.transport.traffic.sent)
+        if told != true:
+            raise BrokenPromiseError(f"P12: {told} orders and requests are told, of {true}")
         if any(not one.complete for one in report.portfolios.values()) == report.complete:
             raise BrokenPromiseError("P12: the whole is told to be other than its parts")
+
+    def check_spending(self, config: Config, until: datetime) -> None:
+        """P4, after a run that read everything: it sent what its world takes; where something failed, for that, too."""
+        if self.platform.faults.condition("shared"):
+            return  # which portfolio loads what is found out as they go
+        traffic, faulty = self.transport.traffic, self.platform.faults != Faults()
+        size = min(config.limits.page_size, traffic.smallest)  # in force
+        portfolios = self.world.portfolios.values()
+        allowed = [allowance(self.world, config, one, until=until, size=size) for one in portfolios]
+        most = sum(one.requests for one in allowed)
+        if faulty:
+            met = {
+                "struck": sum(self.platform.stats.faults.values()) - self.struck,
+                "changed": self.platform.stats.changes - self.changed,
+                "unreadable": self.faulty.condition("bad-order") > 0,
+            }
+            most += sum(more_for_faults(one, traffic, size, **met) for one in allowed)
+        else:
+            self.spent += traffic.sent
+            self.least += sum(one.least for one in allowed)
+        if traffic.sent > most:
+            raise BrokenPromiseError(f"P4: {traffic.sent} requests were sent, of {most}: {vars(traffic)}, {allowed}")
+
+    def check_nothing_new(self, config: Config, since: datetime, until: datetime) -> None:
+        """P4, after a run with nothing new: it sent what it takes to know that."""
+        since -= timedelta(seconds=config.orders.settle_seconds + config.orders.overlap_seconds)
+        portfolios = self.world.portfolios.values()
+        most = sum(allowance_again(one, config, since=since, until=until) for one in portfolios)
+        if (sent := self.transport.traffic.sent) > most:
+            raise BrokenPromiseError(f"P4: {sent} requests were sent with nothing new, of {most}")
 
     def check_unknown(self, report: Report, lines: list[bytes], *, troubled: bool) -> None:
         """P10, where every order has a property that is not documented."""
@@ -691,7 +762,10 @@ def _first(error: BaseException) -> BaseException:
 
 if __name__ == "__main__":
     first, last = int(sys.argv[1]), int(sys.argv[-1])
+    spent = least = 0
     for seed in range(first, last + 1):
         with suppress(KeyboardInterrupt):
             story = simulate(seed)
+            spent, least = spent + story.spent, least + story.least
     print("\n".join(story.log) if first == last else f"{last - first + 1} seeds held")
+    print(f"where nothing went wrong, {spent} requests, of {least} at the least, read everything")
