@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import median
 
 import aiohttp
-import anyio
 import msgspec
 from _common import UNLIMITED, expect, load, options, run, work_folder
 
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, HttpTransport, Reply
 from fetcher.connector.types import ProductServiceOrder
 from fetcher.job import Job
@@ -47,10 +47,10 @@ class Recording(HttpTransport):
         super().__init__(address, seconds=60, body_bytes=64 * 2**20)
         self.bodies: list[bytes] = []
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         if path.startswith("productServiceOrders"):
             self.bodies.append(body)
-        return await super().post(path, body, heard, room)
+        return await super().post(path, body, heard, lease)
 
 
 async def record(simulator: Simulator) -> list[bytes]:

@@ -43,6 +43,7 @@ import anyio
 import msgspec
 
 from fetcher.config import Config, make_config
+from fetcher.connector.room import Lease, Room
 from fetcher.connector.transport import Heard, Reply, brings_page
 from fetcher.errors import SinkError
 from fetcher.job import Job
@@ -99,7 +100,7 @@ class VirtualTransport:
         self._memory = MemoryTransport(platform, latency, chance, began=BEGIN, seconds=seconds, body_share=0.5)
         self._paused: dict[str, float] = {}
         self._heavy: Counter[bytes] = Counter()
-        self.room: anyio.Semaphore | None = None
+        self.room: Room | None = None
         """The room for pages, once a page was asked for."""
         self.pages = 0
         """In memory, as they came."""
@@ -128,12 +129,13 @@ class VirtualTransport:
         """The platform's time, in seconds since 1970."""
         return self._memory.now()
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         """See `Transport.post`."""
         token = json.loads(body)["AccessToken"]
         if self._paused.get(token, 0) > self.now() + 1e-6:
             raise BrokenPromiseError("P5: a request was sent while the platform asked to wait")
-        self.room = room or self.room
+        if lease is not None:
+            self.room = lease.room
 
         def watched(status: int, headers: Mapping[str, str]) -> None:
             if status >= 400 and (pause := _pause(headers)):
@@ -143,10 +145,10 @@ class VirtualTransport:
 
         reply: Reply | None = None
         try:
-            reply = await self._memory.post(path, body, watched, room)
+            reply = await self._memory.post(path, body, watched, lease)
         finally:
             self.traffic.note(path, body, reply)
-        if room is None or not brings_page(reply.status):
+        if lease is None or not brings_page(reply.status):
             return reply
         return Reply(reply.status, reply.headers, self._page(reply.body))
 
@@ -579,8 +581,8 @@ class Story:
     def check_counts(self, report: Report) -> None:
         """P6 and P12, after a run that came to its end."""
         room = self.transport.room
-        if room is not None and not report.interrupted and room.value != MOST_PAGES:
-            raise BrokenPromiseError(f"P6: of {MOST_PAGES} places for pages {room.value} were given back")
+        if room is not None and room.free != MOST_PAGES:
+            raise BrokenPromiseError(f"P6: of {MOST_PAGES} places for pages {room.free} were given back")
         told, true = (report.orders, report.requests), (self.new, self.transport.traffic.sent)
         if told != true:
             raise BrokenPromiseError(f"P12: {told} orders and requests are told, of {true}")

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply
 from fetcher.job import Job
 from fetcher.prospect.check import Check
@@ -162,7 +163,7 @@ def test_a_token_that_is_used_up_is_told_and_the_others_are_checked() -> None:
     class Busy:
         """A platform that has the first token wait for ten minutes."""
 
-        async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
             headers = {"Date": "Tue, 24 Nov 2026 10:00:00 GMT", "Retry-After": "600"}
             status = 429 if b'"A0"' in body else 200
             heard(status, headers)

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from fetcher.config import make_config
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply, brings_page
 from fetcher.errors import SinkError
 from fetcher.job import Job
@@ -37,13 +38,13 @@ class Turns:
             asyncio.get_running_loop().call_soon(lambda done=future: done.done() or done.set_result(None))
             await future
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         await self.turn()
         headers = {"Content-Type": "application/json"}
         answer = self.platform.handle(path, headers, body, BEGIN + anyio.current_time())
         heard(answer.status, answer.headers)
-        if room is not None and brings_page(answer.status):
-            await room.acquire()
+        if lease is not None and brings_page(answer.status):
+            await lease.acquire()
         await self.turn()
         return Reply(answer.status, answer.headers, answer.body)
 

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from fetcher.config import make_config
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply
 from fetcher.job import Job
 from fetcher.report import Report
@@ -41,9 +42,9 @@ class Hotels:
         self.asked: list[str] = []
         post = self.transport.post
 
-        async def noted(path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        async def noted(path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
             self.asked.append(path.partition("/")[0])
-            return await post(path, body, heard, room)
+            return await post(path, body, heard, lease)
 
         self.transport.post = noted  # type: ignore[method-assign]
 

@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from fetcher.config import Config, make_config
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply
 from fetcher.job import Job
 from fetcher.report import Report
@@ -196,8 +197,8 @@ def test_a_machine_that_is_late_costs_a_second_reading_and_no_order(hours: int) 
             transport = here.transport
             post = transport.post
 
-            async def late_once(path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
-                answer = await post(path, body, heard, room)
+            async def late_once(path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
+                answer = await post(path, body, heard, lease)
                 if path != "services/getAll":
                     return answer
                 return Reply(answer.status, {**answer.headers, **early.headers}, answer.body)
@@ -251,13 +252,13 @@ class Frozen:
         self.token = token
         self.asked = 0
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         if json.loads(body)["AccessToken"] == self.token:
             self.asked += 1
             if (answer := self.answers.get(self.asked)) is not None:
                 heard(answer.status, answer.headers)
                 return answer
-        return await self.inner.post(path, body, heard, room)
+        return await self.inner.post(path, body, heard, lease)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import anyio
@@ -14,6 +13,7 @@ from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation
+from fetcher.connector.room import Lease
 from fetcher.errors import PlatformError
 from fetcher.loading.aside import Aside
 from fetcher.loading.beginning import Beginning
@@ -102,13 +102,15 @@ def _free_all(budget: Any) -> None:
 
 
 def _keep_the_room(accept: Callable[..., Any]) -> Callable[..., Any]:
-    def accepting(self: Any, *arguments: Any) -> Any:
-        changes = accept(self, *arguments)
-        with suppress(anyio.WouldBlock):  # somebody waited for it, and has it
-            self._room.acquire_nowait()
-        return changes
+    def accepting(self: Any, lease: Lease, *arguments: Any) -> Any:
+        return accept(self, lease.room.lease(), *arguments)  # another's
 
     return accepting
+
+
+def _release_what_is_not_held(lease: Any) -> None:
+    lease._held = False
+    lease.room.places.release()
 
 
 def _keep_the_pages(encode: Callable[..., Any]) -> Callable[..., Any]:
@@ -259,6 +261,10 @@ SABOTAGE = {
     "the room for a page is not given back": Sabotage(
         Handover, "_accept_page", _keep_the_room(Handover._accept_page), "P6|a run does not end"
     ),
+    "the room for what comes to nothing is not given back": Sabotage(
+        Lease, "__exit__", lambda *_: None, "P6|a run does not end", "circle=0.1"
+    ),
+    "room is given back that nobody had": Sabotage(Lease, "release", _release_what_is_not_held, "P6"),
     "pages are kept": Sabotage(Walk, "_step", _keep_the_pages(Walk._step), "P6"),
     "there is room for any number of pages": Sabotage(Portfolios, "ROOM", 10**6, "P6"),
     "a failure is not told": Sabotage(Tally, "fail", lambda *_, **__: None, "P7"),

@@ -42,6 +42,7 @@ from fetcher.connector.operations import (
     OrdersRequest,
     Request,
 )
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Reply, Transport, TransportError, brings_page
 from fetcher.errors import (
     AccessDeniedError,
@@ -152,14 +153,14 @@ class Connector:
         self._credentials = credentials
         self._tally = tally
 
-    async def call(self, operation: Operation[T], request: Request, room: anyio.Semaphore | None = None) -> Answer[T]:
+    async def call(self, operation: Operation[T], request: Request, lease: Lease | None = None) -> Answer[T]:
         """Make one call, as often as is worth it.
 
         Args:
             operation: what to call.
             request: what to ask.
-            room: acquired before the page is received, and to be released by whoever has done with it; `None`: there
-                is always room. When an error is raised, it is released already.
+            lease: acquired before the page is received; the caller releases it, whether there is a page or an error.
+                `None`: there is always room.
 
         Raises:
             AccessDeniedError: 401 or 403.
@@ -174,10 +175,12 @@ class Connector:
         retry = _Retry()
         while True:
             try:
-                return await self._try(operation, what, room, retry)
+                return await self._try(operation, what, lease, retry)
             except _AgainError as failed:
                 again = failed.with_traceback(None)
                 again.__context__ = None  # either would hold the body, for which there is no room any more
+            if lease is not None:
+                lease.release()
             self._check_pause(what.path, again.error.status)
             if again.heavy and not what.light:
                 await self._reassure(what.path, what.sent_at)
@@ -203,10 +206,8 @@ class Connector:
             self.budget.pause(max(pause, 0.05))
         return pause
 
-    async def _try(
-        self, operation: Operation[T], what: _Call, room: anyio.Semaphore | None, retry: _Retry
-    ) -> Answer[T]:
-        got = await self._send(what, room)
+    async def _try(self, operation: Operation[T], what: _Call, lease: Lease | None, retry: _Retry) -> Answer[T]:
+        got = await self._send(what, lease)
         reply = got.reply
         if reply.status == 204:  # an empty page, where the platform honours `Prefer: return=minimal`
             self._observe(got)
@@ -220,16 +221,14 @@ class Connector:
             if _is_refusal(reply):
                 self._observe(got)
             error = _translate(what, reply)
-        if room is not None and brings_page(reply.status):
-            room.release()
         raise error
 
-    async def _send(self, what: _Call, room: anyio.Semaphore | None) -> _Got:
+    async def _send(self, what: _Call, lease: Lease | None) -> _Got:
         """Send once, under the budget, when the platform is up; settles the slot whatever happens."""
         while True:
             slot, probe = await self._enter(what.path)
             if what.light or not probe:
-                return await self._post(what, slot, room, probe=probe)
+                return await self._post(what, slot, lease, probe=probe)
             await self._probe(slot)
 
     async def _probe(self, slot: Slot) -> None:
@@ -283,7 +282,7 @@ class Connector:
         if pause > self.platform.outage_seconds:
             raise PausedError(path, self.platform.clock.now() + timedelta(seconds=pause), status=status)
 
-    async def _post(self, what: _Call, slot: Slot, room: anyio.Semaphore | None, *, probe: bool) -> _Got:
+    async def _post(self, what: _Call, slot: Slot, lease: Lease | None, *, probe: bool) -> _Got:
         circuit = self.platform.circuit
         loop = asyncio.get_running_loop()
         begun: tuple[int, Mapping[str, str], float] | None = None
@@ -308,7 +307,7 @@ class Connector:
         slot.leaves()
         what.sent_at = loop.time()
         try:
-            reply = await self.platform.transport.post(what.path, what.body, heard, room)
+            reply = await self.platform.transport.post(what.path, what.body, heard, lease)
         except TransportError as error:
             raise self._no_answer(what, slot, error, None if begun is None else begun[0], probe=probe) from None
         except BaseException:  # cancelled, too: it may have left

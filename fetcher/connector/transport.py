@@ -17,6 +17,7 @@ import aiohttp
 import anyio
 import msgspec
 
+from fetcher.connector.room import Lease
 from fetcher.connector.route import Route, find_route, obstacle
 
 try:
@@ -58,18 +59,18 @@ Heard = Callable[[int, Mapping[str, str]], None]
 class Transport(Protocol):
     """Posts a JSON body to a path below the platform's connector root."""
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         """Send it once, and receive the whole answer.
 
         Args:
             path: below the connector's root.
             body: JSON.
             heard: called once an answer begins, before its body is received, with its status and headers.
-            room: acquired once an answer that `brings_page` begins, before its body is received, for the caller to
-                release; `None`: there is always room.
+            lease: acquired once an answer that `brings_page` begins, before its body is received; the caller releases
+                it, whatever comes of the answer. `None`: there is always room.
 
         Raises:
-            TransportError: there is no usable answer; `room` is not held.
+            TransportError: there is no usable answer.
         """
         ...
 
@@ -141,17 +142,16 @@ class HttpTransport:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         """See `Transport.post`."""
         if self._session is None:
             raise RuntimeError("HttpTransport is used outside its `async with`")
         async with self._free:
-            return await self._post(self._session, path, body, heard, room)
+            return await self._post(self._session, path, body, heard, lease)
 
     async def _post(
-        self, session: aiohttp.ClientSession, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None
+        self, session: aiohttp.ClientSession, path: str, body: bytes, heard: Heard, lease: Lease | None
     ) -> Reply:
-        held = False
         way = _Way()
         try:
             async with asyncio.timeout(self._seconds):
@@ -161,20 +161,14 @@ class HttpTransport:
             async with response:
                 self._reached = True
                 heard(response.status, response.headers)
-                if room is not None and brings_page(response.status):
-                    await room.acquire()  # however long that takes: it is not the platform that we wait for
-                    held = True
+                if lease is not None and brings_page(response.status):
+                    await lease.acquire()  # however long that takes: it is not the platform that we wait for
                 async with asyncio.timeout(self._seconds):
                     raw = await self._read(response)
                 encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-                reply = Reply(response.status, response.headers, self._decompress(raw, encoding))
-                held = False  # from here on it is the caller's
-                return reply
+                return Reply(response.status, response.headers, self._decompress(raw, encoding))
         except (aiohttp.ClientError, OSError, ssl.SSLError) as error:  # a TimeoutError is an OSError
             raise self._translated(error, way) from None
-        finally:
-            if held and room is not None:
-                room.release()
 
     def _translated(self, error: Exception, way: _Way) -> TransportError:
         found = obstacle(self._route, error, connecting=way.connecting)

@@ -93,19 +93,21 @@ class Asking:
             limitation = Limitation(size.count, cursor)
             request = OrdersRequest(limitation, services, product_service_order_ids=ids)
             try:
-                answer = await scope.connector.call(scope.operation, request, scope.room)
+                with scope.room.lease() as lease:
+                    answer = await scope.connector.call(scope.operation, request, lease)
             except TooHeavyError:
                 if not size.shrink():
                     raise
                 continue
             listing = answer.listing
             again = self._checkpoint.again
-            page = scope.page(answer, sift_ids(listing, wanted, read), repeats=again, filtered=False)
             before = len(came)
             came |= {order.id.lower() for order in listing.items}
             came |= {(order.id or "").lower() for order in listing.rejected.values()}
-            del answer
-            await self._handover.page(page, _nothing)
+            with lease:
+                page = scope.page(answer, sift_ids(listing, wanted, read), repeats=again, filtered=False)
+                del answer
+                await self._handover.page(page, lease, _nothing)
             if listing.count < limitation.count or listing.cursor is None or len(came) == before:
                 return came
             cursor = listing.cursor

@@ -1,7 +1,7 @@
 """What a load hands over to whoever takes it: pages, and news that have to keep their place between them.
 
 The rule that cannot be broken: what a page stands for is noted in the checkpoint when the page is accepted, and not
-before (promise P3); and the room that a page took is given back then, or when it cannot be handed over.
+before (promise P3), and then the page gives its place in memory back (`fetcher.connector.room`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import anyio
 import msgspec
 
 from fetcher.connector.operations import OrdersOperation
+from fetcher.connector.room import Lease
 from fetcher.loading.aside import Aside, AsideChange
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.walk import Step
@@ -39,7 +40,6 @@ class Handover:
         encode: brings a page into the form that `send` takes. It is called where the page was decoded, at once, while
             the page is in the processor's cache: with another thread for it, jobs took a third to a half longer,
             waiting for the interpreter's lock and for memory.
-        room: for pages in memory.
         operation: decodes them; knows which properties came that are not documented.
         beginning: heeds the clock before anything is noted.
         aside: what is kept aside.
@@ -51,7 +51,6 @@ class Handover:
         self,
         send: Send,
         encode: Encode,
-        room: anyio.Semaphore,
         operation: OrdersOperation,
         beginning: Beginning,
         aside: Aside,
@@ -60,7 +59,6 @@ class Handover:
     ) -> None:
         self._send = send
         self._encode = encode
-        self._room = room
         self._operation = operation
         self._beginning = beginning
         self._aside = aside
@@ -79,24 +77,20 @@ class Handover:
         self._sent[step.shard.batch_key] = step.shard.service_ids
         for kind, count in step.sifted.oddities.items():
             self._tally.oddities[kind] = self._tally.oddities.get(kind, 0) + count
-        delivery = self.page(step.page, note)
+        delivery = self.page(step.page, step.lease, note)
         del step  # or the page would stay in memory as it came
         await delivery
 
-    async def page(self, page: Page, note: Note) -> None:
-        """Hand a page over, for which there is room; `note` notes what it stands for."""
+    async def page(self, page: Page, lease: Lease, note: Note) -> None:
+        """Hand a page over with its lease; `note` notes what it stands for."""
         self._tally.pages += 1
         self._tally.orders += len(page.orders) + len(page.rejected)  # a sink may hold what we cannot read
         if len(self._tally.unknown_properties) < len(self._operation.unknown):
             self._report_unknown()
-        try:
-            encoded, change = self._aside.sift(page, self._encode(page))
-            del page
-            accept = partial(self._accept_page, note, change)
-            await self._send(Delivery(portfolio=self._tally.portfolio, page=encoded, accept=accept))
-        except BaseException:  # cancelled, too: nobody else will make room
-            self._room.release()
-            raise
+        encoded, change = self._aside.sift(page, self._encode(page))
+        del page
+        accept = partial(self._accept_page, lease, note, change)
+        await self._send(Delivery(portfolio=self._tally.portfolio, page=encoded, accept=accept))
 
     async def news(self, note: Note) -> None:
         """Have something noted after all that was handed over before."""
@@ -136,8 +130,8 @@ class Handover:
         accept = partial(self._accept_news, partial(self._aside.note, change))
         await self._send(Delivery(portfolio=portfolio, page=page, accept=accept))
 
-    def _accept_page(self, note: Note, change: AsideChange | None) -> Mapping[str, str | None]:
-        self._room.release()
+    def _accept_page(self, lease: Lease, note: Note, change: AsideChange | None) -> Mapping[str, str | None]:
+        lease.release()
         self._beginning.heed_clock()
         note()
         if change is not None:

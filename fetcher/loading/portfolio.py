@@ -21,6 +21,7 @@ import anyio
 from fetcher.config import Config, PortfolioConfig
 from fetcher.connector.client import Connector
 from fetcher.connector.operations import OrdersOperation
+from fetcher.connector.room import Room
 from fetcher.errors import PlatformError
 from fetcher.loading.aside import Aside
 from fetcher.loading.asking import Asking
@@ -74,7 +75,7 @@ class PortfolioLoad:
         *,
         full: bool,
         claims: Claims,
-        room: anyio.Semaphore,
+        room: Room,
     ) -> None:
         self._config = config
         self._portfolio = portfolio
@@ -91,7 +92,7 @@ class PortfolioLoad:
         self._beginning = Beginning(config, clock, checkpoint)
         self._refusals = Refusals(connector, self._operation, checkpoint, tally)
         self._aside = Aside(checkpoint)
-        self._handover = Handover(send, encode, room, self._operation, self._beginning, self._aside, checkpoint, tally)
+        self._handover = Handover(send, encode, self._operation, self._beginning, self._aside, checkpoint, tally)
         self._pool = Pool(config.limits.walks, self._refusals, self._handover, checkpoint, tally)
         self._asking = Asking(self._aside, self._handover, checkpoint, tally)
         self._closing = Closing(config.orders.settle_seconds, clock, self._beginning, checkpoint, tally)

@@ -24,6 +24,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from fetcher.config import Config, PortfolioConfig, ca_file_of
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
+from fetcher.connector.room import Room
 from fetcher.connector.slots import slot_file, state_folder, why_none
 from fetcher.connector.transport import HttpTransport, Transport
 from fetcher.loading.claims import Claims, FirstCome
@@ -88,7 +89,7 @@ class Portfolios:
         self._loads: list[PortfolioLoad] = []
         self._walks = anyio.CancelScope()
         self._stopped = False
-        self._room = anyio.Semaphore(self.ROOM, fast_acquire=True)
+        self._room = Room(self.ROOM)
 
     async def __aenter__(self) -> Portfolios:
         try:

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 
-import anyio
 import msgspec
 
 from fetcher.connector.client import Answer, Connector
@@ -36,6 +35,7 @@ from fetcher.connector.operations import (
     OrdersRequest,
     raw_orders,
 )
+from fetcher.connector.room import Lease, Room
 from fetcher.connector.types import ProductServiceOrder, parse_utc
 from fetcher.errors import BadResponseError, InvalidRequestError, TooHeavyError
 from fetcher.loading.cursors import Cursors
@@ -54,6 +54,8 @@ class Step(msgspec.Struct, frozen=True):
     page: Page
     position: Position | None
     sifted: Sifted
+    lease: Lease
+    """The page's, released when the page is accepted."""
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -91,8 +93,8 @@ class Scope(msgspec.Struct, frozen=True):
     """What they know of cursors."""
     settled: str
     """See `Page.settled`."""
-    room: anyio.Semaphore
-    """For pages in memory; whoever a page is delivered to releases it."""
+    room: Room
+    """For pages in memory."""
     splits: bool = True
     """Whether walks give parts away while walkers have nothing to do."""
     full_since: datetime | None = None
@@ -216,7 +218,8 @@ class Walk:
         while True:
             count = self._size.count
             try:
-                answer = await self._ask(count)
+                with self._scope.room.lease() as lease:
+                    answer = await self._ask(count, lease)
                 finished = answer.listing.count < count
             except TooHeavyError as error:
                 if (split := self._ask_for_less(error)) is not None:
@@ -236,13 +239,14 @@ class Walk:
             self._at_start = False
             self._cursor = answer.listing.cursor
             self._last = _identity(answer.listing)
-            sifted = self._sieve.sift(answer.listing)
-            self._look_at_times(sifted, known=known)
             now = self._scope.connector.platform.clock.now()
             seconds = answer.seconds
-            delivery = deliver(self._step(answer, sifted, None if finished else self.position))
-            del answer, sifted  # or it would stay in memory until the next one is there
-            await delivery
+            with lease:
+                sifted = self._sieve.sift(answer.listing)
+                self._look_at_times(sifted, known=known)
+                delivery = deliver(self._step(answer, sifted, lease, None if finished else self.position))
+                del answer, sifted  # or it would stay in memory until the next one is there
+                await delivery
             if finished:
                 at_once = whole_from_here and self._pages == 1
                 return Finished(at_once and now < self._until)
@@ -340,7 +344,7 @@ class Walk:
             self._elsewhere = False
             self._scope.cursors.found(lead_on=lead_on)
 
-    async def _ask(self, count: int) -> Answer[ProductServiceOrder]:
+    async def _ask(self, count: int, lease: Lease) -> Answer[ProductServiceOrder]:
         request = OrdersRequest(
             Limitation(count, self._cursor),
             self._shard.service_ids,
@@ -348,7 +352,7 @@ class Walk:
             self._scope.states if self._shard.filtered else None,
         )
         try:
-            answer = await self._scope.connector.call(self._scope.operation, request, self._scope.room)
+            answer = await self._scope.connector.call(self._scope.operation, request, lease)
         except InvalidRequestError as error:
             if error.names_cursor and self._cursor is not None:
                 raise _LostCursorError(error) from None
@@ -358,7 +362,7 @@ class Walk:
         return answer
 
     def _check_cursor(self, answer: Answer[ProductServiceOrder]) -> None:
-        """Make sure that the cursor leads on, and make room again if it does not."""
+        """Make sure that the cursor leads on."""
         cursor = answer.listing.cursor
         if cursor is None:
             raise self._lost("a full page without a cursor")
@@ -367,7 +371,6 @@ class Walk:
         self._seen.add(cursor)
 
     def _lost(self, what: str) -> _LostCursorError:
-        self._scope.room.release()
         return _LostCursorError(BadResponseError(self._scope.operation.path, what, status=200))
 
     def _ask_for_less(self, error: TooHeavyError) -> Split | None:
@@ -407,9 +410,11 @@ class Walk:
             raise error.error
         return Split(tuple((half, fresh) for half in halves))
 
-    def _step(self, answer: Answer[ProductServiceOrder], sifted: Sifted, position: Position | None) -> Step:
+    def _step(
+        self, answer: Answer[ProductServiceOrder], sifted: Sifted, lease: Lease, position: Position | None
+    ) -> Step:
         page = self._scope.page(answer, sifted, repeats=self._shard.repeats, filtered=self._shard.filtered)
-        return Step(self._shard, page, position, sifted)
+        return Step(self._shard, page, position, sifted, lease)
 
 
 def _identity(listing: Listing[ProductServiceOrder]) -> tuple[str, str, str] | None:

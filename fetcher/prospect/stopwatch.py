@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from statistics import median
 
-import anyio
-
 from fetcher.connector.client import Platform
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply, Transport
 
 
@@ -34,11 +33,11 @@ class Stopwatch:
         """What an answer takes, from its request on: the middle one of all; `None`: there was none yet."""
         return median(self._seconds) if self._seconds else None
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         """See `Transport.post`."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        reply = await self._transport.post(path, body, heard, room)
+        reply = await self._transport.post(path, body, heard, lease)
         if reply.status == 200:
             self._seconds.append(loop.time() - began)
         return reply

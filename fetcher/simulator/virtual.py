@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import anyio
 
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply, TransportError, brings_page
 from fetcher.simulator.platform import SimulatedPlatform
 from fetcher.simulator.server import Latency
@@ -90,7 +91,7 @@ class MemoryTransport:
         """The platform's time, in seconds since 1970."""
         return self.began + anyio.current_time()
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         """See `Transport.post`."""
         delay = self._latency.draw(self._chance)
         await anyio.sleep(delay / 2)
@@ -103,7 +104,7 @@ class MemoryTransport:
         if response.delivery in ("lost", "reset"):
             raise TransportError("broken", "the connection broke")
         heard(response.status, response.headers)
-        page = room if brings_page(response.status) else None
+        page = lease if brings_page(response.status) else None
         if page is not None and self._body_share:
             await anyio.sleep(self._latency.draw(self._chance) * self._body_share)
         if response.delivery != "whole":

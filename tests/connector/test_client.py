@@ -25,6 +25,7 @@ from fetcher.connector.operations import (
     OrdersRequest,
     ServicesRequest,
 )
+from fetcher.connector.room import Lease, Room
 from fetcher.connector.transport import Heard, Reply, TransportError
 from fetcher.errors import (
     FetcherError,
@@ -52,7 +53,7 @@ class Answers:
         self.bodies: list[bytes] = []
         self.body_seconds = 0.0
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         self.times.append(anyio.current_time())
         self.bodies.append(body)
         answer = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
@@ -210,7 +211,7 @@ class Hangs:
         self.asked: list[tuple[str, int]] = []
         self.down = False
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         count = msgspec.json.decode(body)["Limitation"]["Count"]
         self.asked.append((path, count))
         if self.down or (path == ORDERS.path and count > self.most):
@@ -303,7 +304,7 @@ class Down:
         self.pause = pause
         self.times: dict[str, list[float]] = {}
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         token = msgspec.json.decode(body)["AccessToken"]
         now = anyio.current_time()
         self.times.setdefault(token, []).append(now)
@@ -412,9 +413,9 @@ def test_a_slot_is_free_a_window_after_the_answer_began_however_long_its_body_ta
 class BreaksOff(Answers):
     """Begins each answer, and breaks off after the second that its body takes; the last one is whole."""
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         last = len(self.replies) == 1
-        answer = await super().post(path, body, heard, room)
+        answer = await super().post(path, body, heard, lease)
         if not last:
             raise TransportError("broken", "the connection broke")
         return answer
@@ -456,11 +457,47 @@ def test_a_call_that_is_cancelled_while_its_answer_comes_gives_its_slot_back_onc
     run_virtually(scenario)
 
 
+class Received(Answers):
+    """Gives what was received, each in its place; `None` breaks off. Notes how much room there was before each try."""
+
+    def __init__(self, room: Room, *replies: Reply | None) -> None:
+        super().__init__()
+        self.room = room
+        self.left = list(replies)
+        self.free: list[int] = []
+
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
+        self.free.append(self.room.free)
+        answer = self.left.pop(0)
+        heard(200 if answer is None else answer.status, {})
+        assert lease is not None
+        if answer is None or answer.status < 300:
+            await lease.acquire()
+        if answer is None:
+            raise TransportError("broken", "the connection broke")
+        return answer
+
+
+@pytest.mark.parametrize("first", [None, reply(200, b"<html>"), reply(200, b'{"Enterprises":'), reply(503)])
+def test_what_is_tried_again_has_given_its_place_back_before_and_a_page_keeps_it(first: Reply | None) -> None:
+    async def scenario() -> None:
+        room = Room(1)
+        answers = Received(room, first, first, EMPTY)
+        lease = room.lease()
+        await connected(answers, RequestBudget(200, 30)).call(ENTERPRISES, REQUEST, lease)
+        assert answers.free == [1, 1, 1]
+        assert room.free == 0
+        lease.release()
+        assert room.free == 1
+
+    run_virtually(scenario)
+
+
 class Whole(Answers):
     """A transport that only gives whole answers."""
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
-        return await super().post(path, body, lambda _status, _headers: None, room)
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
+        return await super().post(path, body, lambda _status, _headers: None, lease)
 
 
 def test_a_transport_that_tells_no_beginning_gives_its_slots_back_too() -> None:
@@ -586,7 +623,7 @@ class Blocked:
     def __init__(self) -> None:
         self.tries = 0
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         self.tries += 1
         raise TransportError("misconfigured", "the proxy p:1 wants a password (407)", "Write it into https_proxy")
 
@@ -600,7 +637,7 @@ def test_what_is_set_up_wrongly_here_is_told_at_once_and_is_no_outage() -> None:
         begun = anyio.current_time()
         for number in range(1, 13):  # more than would open the circuit
             with pytest.raises(SetupError) as caught:
-                await connector.call(ENTERPRISES, REQUEST, anyio.Semaphore(1))
+                await connector.call(ENTERPRISES, REQUEST, Room(1).lease())
             assert blocked.tries == number
         assert caught.value.cure == "Write it into https_proxy"
         assert str(caught.value).endswith("the proxy p:1 wants a password (407). Write it into https_proxy")

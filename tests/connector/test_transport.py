@@ -15,6 +15,7 @@ import anyio
 import pytest
 import trustme
 
+from fetcher.connector.room import Room
 from fetcher.connector.route import parse_proxy
 from fetcher.connector.transport import HttpTransport, Reply, TransportError
 from fetcher.errors import ConfigError
@@ -163,10 +164,10 @@ def test_an_answer_that_stops_in_its_middle_is_timed_out_after_it_was_heard(leng
         begun = f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n2\r\n[1\r\n".encode()
         async with serving(answering(begun)) as port:
             async with HttpTransport(f"http://127.0.0.1:{port}", seconds=0.1, body_bytes=100) as transport:
-                room = anyio.Semaphore(1)
+                lease = Room(1).lease()
                 with pytest.raises(TransportError) as caught:
-                    await transport.post("x", b"{}", lambda status, _: heard.append(status), room)
-                room.acquire_nowait()  # it is not held
+                    await transport.post("x", b"{}", lambda status, _: heard.append(status), lease)
+                assert lease.room.free == 0, "its body was being received"
         assert caught.value.kind == "timeout"
         assert heard == [200]
 

@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import anyio
 import pytest
 from msgspec import structs
 
 from fetcher.connector.client import Answer
 from fetcher.connector.operations import MAX_IDS, OrdersOperation, OrdersRequest
+from fetcher.connector.room import Lease
 from fetcher.errors import PlatformError, TooHeavyError, UnavailableError
+from fetcher.loading.aside import Aside
 from fetcher.loading.asking import Asking
 from fetcher.loading.cursors import Cursors
 from fetcher.loading.page_size import Learned
@@ -41,7 +42,7 @@ class ById:
         self._heavy = heavy
         self._error = error
 
-    async def call(self, operation: OrdersOperation, request: OrdersRequest, room: anyio.Semaphore) -> Answer[Any]:
+    async def call(self, operation: OrdersOperation, request: OrdersRequest, lease: Lease) -> Answer[Any]:
         self.requests.append(request)
         if self._error is not None:
             raise self._error
@@ -52,7 +53,7 @@ class ById:
         first = int(request.limitation.cursor or 0)
         part = found[first : first + request.limitation.count]
         body = json.dumps({"ProductServiceOrders": part, "Cursor": str(first + len(part))}).encode()
-        await room.acquire()
+        await lease.acquire()
         return Answer(operation.decode(body), body, NOW)
 
 
@@ -67,6 +68,21 @@ class Accepting(Case):
         if isinstance(delivery.page, EncodedPage):
             self.ids += delivery.page.payload or ()
         delivery.accept()
+
+
+def scope_of(case: Case, connector: ById, page_size: int) -> Scope:
+    return Scope(
+        portfolio="north",
+        connector=connector,  # type: ignore[arg-type]
+        operation=case.operation,
+        enterprise_ids={},
+        states=None,
+        page_size=page_size,
+        learned=Learned(page_size),
+        cursors=Cursors(),
+        settled="2026-04-30T00:00:00",
+        room=case.room,
+    )
 
 
 def asked(
@@ -84,20 +100,9 @@ def asked(
         for service in ([SERVICE] if covered else []) + list(elsewhere):
             earlier.checkpoint.finish(Shard(service_ids=(service,), window=Window(FROM, NOW), settled=NOW))
         case = Accepting(checkpoint=earlier.checkpoint)
-        scope = Scope(
-            portfolio="north",
-            connector=connector,  # type: ignore[arg-type]
-            operation=case.operation,
-            enterprise_ids={},
-            states=None,
-            page_size=page_size,
-            learned=Learned(page_size),
-            cursors=Cursors(),
-            settled="2026-04-30T00:00:00",
-            room=case.room,
-        )
+        scope = scope_of(case, connector, page_size)
         await Asking(case.aside, case.handover, case.checkpoint, case.tally).ask([SERVICE], scope, whole=True)
-        assert case.room.value == 1, "every page gives its room back"
+        assert case.room.free == 1, "every page gives its room back"
         return case, case.ids
 
     return run_virtually(play)
@@ -116,6 +121,36 @@ def test_what_is_as_it_was_stays_and_what_the_platform_has_no_longer_is_given_up
     assert came == []
     assert case.checkpoint.aside().keys() == {key(1)}
     assert case.tally.failed == []
+
+
+@pytest.mark.parametrize("where", ["received", "handed over"])
+def test_a_page_that_cannot_be_received_or_handed_over_gives_its_room_back(where: str) -> None:
+    class Breaking(ById):
+        async def call(self, operation: OrdersOperation, request: OrdersRequest, lease: Lease) -> Answer[Any]:
+            answer = await super().call(operation, request, lease)
+            if where == "received":
+                raise OSError("broken")
+            return answer
+
+    class Failing(Accepting):
+        failing = False
+
+        async def take(self, delivery: Delivery) -> None:
+            if self.failing:
+                raise OSError("broken")
+            await super().take(delivery)
+
+    async def play() -> None:
+        case = Failing()
+        await case.page(bad(1))
+        case.failing = True
+        aside = Aside(case.checkpoint)  # of the next run
+        scope = scope_of(case, Breaking([good(1)]), 100)
+        with pytest.raises(OSError, match="broken"):
+            await Asking(aside, case.handover, case.checkpoint, case.tally).ask([SERVICE], scope, whole=True)
+        assert case.room.free == 1
+
+    run_virtually(play)
 
 
 @pytest.mark.parametrize("elsewhere", [[], ["99999999-9999-4999-a999-999999999999"]])
@@ -143,10 +178,10 @@ def test_many_are_asked_for_a_thousand_ids_at_once_and_page_by_page() -> None:
 
 def test_a_platform_that_gives_the_same_page_again_is_not_asked_for_ever() -> None:
     class Stuck(ById):
-        async def call(self, operation: OrdersOperation, request: OrdersRequest, room: anyio.Semaphore) -> Answer[Any]:
+        async def call(self, operation: OrdersOperation, request: OrdersRequest, lease: Lease) -> Answer[Any]:
             assert len(self.requests) < 9
             first = structs.replace(request.limitation, cursor=None)
-            return await super().call(operation, structs.replace(request, limitation=first), room)
+            return await super().call(operation, structs.replace(request, limitation=first), lease)
 
     connector = Stuck([good(number) for number in range(60)])
     _, came = asked(connector, [bad(number) for number in range(60)], page_size=50)

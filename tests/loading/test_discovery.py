@@ -15,6 +15,7 @@ from msgspec import structs
 import fetcher
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply
 from fetcher.errors import AccessDeniedError, BadResponseError
 from fetcher.loading.discovery import Discovered, discover, why_nothing
@@ -47,7 +48,7 @@ class Hotels:
         self.filters = False
         """Whether services are listed of the enterprises that are named alone."""
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         document = json.loads(body)
         named = document.get("EnterpriseIds")
         ids = document.get("EnterpriseIds") or document.get("ServiceIds") or []
@@ -299,10 +300,10 @@ def test_a_run_waits_for_one_answer_of_discovery_and_spends_the_least_requests_o
     began: list[float] = []
 
     class Slow(Hotels):
-        async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
             began.append(anyio.current_time())
             await anyio.sleep(1)
-            return await super().post(path, body, heard, room)
+            return await super().post(path, body, heard, lease)
 
     hotels = Slow(
         [{"Id": f"e{number}"} for number in range(200)], [service(f"s{n}", f"e{n % 200}") for n in range(999)]
@@ -314,11 +315,11 @@ def test_a_run_waits_for_one_answer_of_discovery_and_spends_the_least_requests_o
 
 def test_an_enterprise_that_the_unfiltered_list_lacks_is_asked_for_by_its_id() -> None:
     class Forgetful(Hotels):
-        async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+        async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
             named = json.loads(body).get("EnterpriseIds")
             services = [service("a", "e"), service("b", "f")]
             self._lists["services/getAll"] = ("Services", services[1:] if named == ["f"] else services[:1])
-            return await super().post(path, body, heard, room)
+            return await super().post(path, body, heard, lease)
 
     hotels = Forgetful([{"Id": "e"}, {"Id": "f"}], [])
     assert [one.id for one in found(hotels).services] == ["a", "b"]

@@ -1,8 +1,10 @@
-"""What is handed over: noted when it is accepted, in its place, and its room is given back either way."""
+"""What is handed over: noted when it is accepted, in its place, and its room is given back either way, once."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -10,13 +12,14 @@ import pytest
 
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation
+from fetcher.connector.room import Room
 from fetcher.loading.aside import Aside
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
 from fetcher.planning.checkpoint import Checkpoint
 from fetcher.report import Tally
 from fetcher.sinks import EncodedPage, Page
-from fetcher.sinks.writer import Delivery
+from fetcher.sinks.writer import Delivery, deliver
 from tests.loading.test_aside import bad, encode, good, key
 from tests.loading.test_beginning import NOW, config, told
 from tests.orders import page
@@ -31,7 +34,7 @@ class Case:
         encode_page: Callable[[Page], EncodedPage | Page] = encode,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.room = anyio.Semaphore(1)
+        self.room = Room(1)
         self.clock = PlatformClock(lambda: 0.0)
         told(self.clock, NOW)
         self.checkpoint = checkpoint or Checkpoint("north", None, {}, {})
@@ -43,7 +46,6 @@ class Case:
         self.handover = Handover(
             self.take,
             encode_page,
-            self.room,
             self.operation,
             Beginning(config(), self.clock, self.checkpoint),
             self.aside,
@@ -55,8 +57,9 @@ class Case:
         self.came.append(delivery)
 
     async def page(self, *orders: dict[str, Any]) -> None:
-        await self.room.acquire()
-        await self.handover.page(page(orders), lambda: self.said.append("page"))
+        with self.room.lease() as lease:
+            await lease.acquire()
+            await self.handover.page(page(orders), lease, lambda: self.said.append("page"))
 
     def accept(self) -> dict[str, str | None]:
         changes: dict[str, str | None] = {}
@@ -76,9 +79,9 @@ def played(scene: Callable[[Case], Awaitable[None]], **options: Any) -> None:
 def test_a_page_is_noted_and_its_room_given_back_when_it_is_accepted_and_not_before() -> None:
     async def scene(case: Case) -> None:
         await case.page(good(1), bad(2))
-        assert (case.said, case.room.value) == ([], 0)
+        assert (case.said, case.room.free) == ([], 0)
         assert case.accept().keys() == {f"north/all/aside/{key(2)}"}
-        assert (case.said, case.room.value) == (["page"], 1)
+        assert (case.said, case.room.free) == (["page"], 1)
         assert (case.tally.pages, case.tally.orders) == (1, 2)
 
     played(scene)
@@ -91,7 +94,7 @@ def test_news_keep_their_place_between_pages() -> None:
         await case.handover.news(lambda: case.said.append("after"))
         case.accept()
         assert case.said == ["before", "page", "after"]
-        assert case.room.value == 1, "news take no room"
+        assert case.room.free == 1, "news take no room"
 
     played(scene)
 
@@ -123,7 +126,7 @@ def test_a_page_that_cannot_be_handed_over_gives_its_room_back(broken: str) -> N
             case.handover._send = fail
         with pytest.raises(OSError, match="broken"):
             await case.page(good(1))
-        assert case.room.value == 1
+        assert case.room.free == 1
 
     played(scene, **({"encode_page": fail} if broken == "encode" else {}))
 
@@ -136,7 +139,25 @@ def test_whoever_is_cancelled_while_handing_over_gives_the_room_back() -> None:
         case.handover._send = wait
         with anyio.move_on_after(1):
             await case.page(good(1))
-        assert case.room.value == 1
+        assert case.room.free == 1
+
+    played(scene)
+
+
+def test_a_page_that_was_taken_as_its_sender_was_cancelled_gives_its_room_back_once() -> None:
+    async def scene(case: Case) -> None:
+        send, receive = anyio.create_memory_object_stream[Delivery](0)
+        case.handover._send = partial(deliver, send)
+        with send, receive:
+            sender = asyncio.create_task(case.page(good(1)))
+            await anyio.sleep(1)
+            delivery = receive.receive_nowait()
+            sender.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sender
+            delivery.accept()
+        assert case.said == ["page"]
+        assert case.room.free == 1
 
     played(scene)
 

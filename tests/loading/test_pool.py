@@ -74,7 +74,6 @@ class Case:
         self.handover = Handover(
             self.take,
             lambda page: page,
-            self.room,
             operation,
             beginning,
             Aside(self.checkpoint),
@@ -93,7 +92,7 @@ class Case:
         try:
             return await self.pool.walk([(one, at) for one in shards], self.scope, **options)
         finally:
-            assert self.room.value == ROOM, "every page gives its room back"
+            assert self.room.free == ROOM, "every page gives its room back"
 
 
 def shards(*numbers: int, **options: Any) -> list[Shard]:
@@ -177,12 +176,12 @@ def test_until_the_platform_has_taken_one_only_a_few_walk_side_by_side() -> None
         asking = 0
         at_answers: tuple[int, ...] = ()
 
-        async def call(self, operation: OrdersOperation, request: OrdersRequest, room: Any = None) -> Any:
+        async def call(self, operation: OrdersOperation, request: OrdersRequest, lease: Any = None) -> Any:
             self.asking += 1
             await anyio.sleep(1)
             self.at_answers += (self.asking,)
             try:
-                return await super().call(operation, request, room)
+                return await super().call(operation, request, lease)
             finally:
                 self.asking -= 1
 
@@ -237,7 +236,7 @@ def test_a_shard_that_fails_is_named_with_its_window_and_spoils_no_other(error: 
 
 def test_a_token_that_is_refused_altogether_ends_all_walks() -> None:
     class Revoked(FakeConnector):
-        async def call(self, operation: Any, request: Any, room: Any = None) -> Any:
+        async def call(self, operation: Any, request: Any, lease: Any = None) -> Any:
             await anyio.lowlevel.checkpoint()
             assert isinstance(request, EnterprisesRequest | OrdersRequest)
             raise AccessDeniedError(PATH, "revoked", status=401)

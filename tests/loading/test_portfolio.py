@@ -7,10 +7,10 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import anyio
 import pytest
 
 from fetcher.config import make_config
+from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply
 from fetcher.connector.types import parse_utc
 from fetcher.job import Job
@@ -31,14 +31,14 @@ class Refusing(VirtualTransport):
 
     refused: frozenset[str] = frozenset()
 
-    async def post(self, path: str, body: bytes, heard: Heard, room: anyio.Semaphore | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
         asked = json.loads(body)
         if path.startswith("productServiceOrders") and not self.refused.isdisjoint(asked["ServiceIds"]):
             start, end = (parse_utc(asked["UpdatedUtc"][name]) for name in ("StartUtc", "EndUtc"))
             if (end - start).total_seconds() > 1.5 * 86_400:
                 heard(400, {})
                 return Reply(400, {}, b'{"Message": "this is too much"}')
-        return await super().post(path, body, heard, room)
+        return await super().post(path, body, heard, lease)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -20,6 +20,7 @@ from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Answer
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import OrdersOperation, OrdersRequest
+from fetcher.connector.room import Lease, Room
 from fetcher.connector.types import parse_utc
 from fetcher.errors import (
     AccessDeniedError,
@@ -34,6 +35,7 @@ from fetcher.loading.page_size import Learned
 from fetcher.loading.walk import Finished, Lineage, Outcome, Scope, Split, Step, Walk
 from fetcher.planning.checkpoint import Position
 from fetcher.planning.shards import Shard
+from fetcher.planning.sifting import Sieve
 from fetcher.planning.windows import Window
 from tests.virtual import run_virtually
 
@@ -112,9 +114,7 @@ class FakeConnector:
         self.cursor: Callable[[str | None], str | None] = lambda cursor: cursor
         self._trouble = trouble or Trouble()
 
-    async def call(
-        self, operation: OrdersOperation, request: OrdersRequest, room: anyio.Semaphore | None = None
-    ) -> Answer[Any]:
+    async def call(self, operation: OrdersOperation, request: OrdersRequest, lease: Lease | None = None) -> Answer[Any]:
         self.requests.append(request)
         await anyio.lowlevel.checkpoint()
         interval, services = request.updated_utc, set(request.service_ids)
@@ -138,8 +138,8 @@ class FakeConnector:
         body = json.dumps(
             {"ProductServiceOrders": page, "Cursor": self.cursor(page[-1]["Id"] if page else None)}
         ).encode()
-        if room is not None:
-            await room.acquire()
+        if lease is not None:
+            await lease.acquire()
         return Answer(operation.decode(body), body, self.platform.clock.now())
 
 
@@ -148,7 +148,7 @@ class Trail:
 
     def __init__(self, connector: FakeConnector, page_size: int = 100, *, splits: bool = False) -> None:
         self.connector = connector
-        self.room = anyio.Semaphore(ROOM)
+        self.room = Room(ROOM)
         self.scope = Scope(
             portfolio="north",
             connector=connector,  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ class Trail:
 
     async def deliver(self, step: Step) -> None:
         self.steps.append(step)
-        self.room.release()
+        step.lease.release()
 
     async def one(self, shard: Shard, position: Position | None = None, lineage: Lineage | None = None) -> Outcome:
         self.shards.append(shard)
@@ -202,7 +202,7 @@ def walked(connector: FakeConnector, what: Shard, page_size: int = 100) -> Trail
     async def walk() -> Trail:
         trail = Trail(connector, page_size)
         await trail.all(what)
-        assert trail.room.value == ROOM, "what was delivered gave its room back"
+        assert trail.room.free == ROOM, "what was delivered gave its room back"
         return trail
 
     return run_virtually(walk)
@@ -213,7 +213,7 @@ def refused(connector: FakeConnector, what: Shard, page_size: int = 100) -> tupl
         trail = Trail(connector, page_size)
         with pytest.raises(PlatformError) as caught:
             await trail.all(what)
-        assert trail.room.value == ROOM, "a walk that fails gives its room back"
+        assert trail.room.free == ROOM, "a walk that fails gives its room back"
         return caught.value, trail
 
     return run_virtually(walk)
@@ -282,6 +282,39 @@ def test_an_open_end_reads_beyond_now_and_never_more_than_three_months(age: floa
     until = parse_utc(request.updated_utc.end_utc)
     assert NOW < until <= NOW + Walk.AHEAD
     assert until <= window.start + timedelta(days=92)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("where", ["sifting", "handing over", "cancelled while handing over"])
+def test_a_page_that_does_not_come_to_its_end_gives_its_place_back(
+    where: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def walk() -> None:
+        trail = Trail(FakeConnector(hourly(25)), 10)
+        came: list[object] = []
+
+        def breaking(then: Callable[..., Any]) -> Callable[..., Any]:
+            def once(*arguments: Any) -> Any:
+                came.append(None)
+                assert trail.room.free == ROOM - 1
+                if len(came) < number:
+                    return then(*arguments)
+                if where.startswith("cancelled"):
+                    return anyio.sleep_forever()
+                raise OSError
+
+            return once
+
+        if where == "sifting":
+            monkeypatch.setattr(Sieve, "sift", breaking(Sieve.sift))
+        else:
+            trail.deliver = breaking(trail.deliver)  # type: ignore[method-assign]
+        with anyio.move_on_after(1) as scope, suppress(OSError):
+            await trail.one(shard())
+        assert scope.cancelled_caught == where.startswith("cancelled")
+        assert (len(trail.steps), trail.room.free) == (number - 1, ROOM)
+
+    run_virtually(walk)
 
 
 # 2. Too heavy

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from fetcher.config import make_config
+from fetcher.connector.room import Lease, Room
 from fetcher.connector.transport import Reply, TransportError
 from fetcher.job import Job
 from fetcher.report import Report
@@ -32,12 +33,12 @@ def transport(faults: str = "", **options: float) -> MemoryTransport:
     return MemoryTransport(platform, Latency(0.4), random.Random(1), began=NOW + 60, **options)
 
 
-async def ask(carrier: MemoryTransport, room: anyio.Semaphore | None = None) -> tuple[Reply, list[int]]:
+async def ask(carrier: MemoryTransport, lease: Lease | None = None) -> tuple[Reply, list[int]]:
     world = carrier.platform.world
     tokens = {"ClientToken": world.client_token, "AccessToken": next(iter(world.portfolios)), "Client": "test"}
     body = msgspec.json.encode({**tokens, "Limitation": {"Count": 100}})
     heard: list[int] = []
-    reply = await carrier.post("services/getAll", body, lambda status, _: heard.append(status), room)
+    reply = await carrier.post("services/getAll", body, lambda status, _: heard.append(status), lease)
     return reply, heard
 
 
@@ -56,27 +57,27 @@ def test_an_answer_comes_after_its_latency_and_is_heard() -> None:
 
 
 def test_a_page_takes_a_room_and_the_time_of_its_body() -> None:
-    room = anyio.Semaphore(1)
-    _, seconds = timed(ask, transport(body_share=0.5), room)
+    room = Room(1)
+    _, seconds = timed(ask, transport(body_share=0.5), room.lease())
     assert seconds == pytest.approx(0.6)
-    assert room.value == 0
+    assert room.free == 0
 
 
 @pytest.mark.parametrize(
     ("faults", "kind", "seconds"), [("stall=1", "timeout", 5.2), ("reset=1", "broken", 0.4), ("gzip=1", "corrupt", 0.4)]
 )
 def test_what_does_not_come_whole_does_not_come(faults: str, kind: str, seconds: float) -> None:
-    room = anyio.Semaphore(1)
+    room = Room(1)
 
     async def fail() -> TransportError:
         with pytest.raises(TransportError) as caught:
-            await ask(transport(faults, seconds=5), room)
+            await ask(transport(faults, seconds=5), room.lease())
         return caught.value
 
     error, took = timed(fail)
     assert error.kind == kind
     assert took == pytest.approx(seconds)
-    assert room.value == 1
+    assert room.free == 1
 
 
 def test_who_waits_for_nobody_is_told() -> None:
