@@ -15,7 +15,8 @@ from fetcher.connector.transport import Heard, Reply
 from fetcher.connector.types import parse_utc
 from fetcher.job import Job
 from fetcher.report import Report
-from fetcher.simulator import Behaviour, Latency, SimulatedPlatform, Size, World
+from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, Size, World
+from fetcher.simulator.faults import parse_faults
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import MICROS
 from fetcher.sinks import make_sink
@@ -102,6 +103,38 @@ def test_a_service_that_is_not_there_while_all_is_read_again_does_not_come_twice
     came = Counter(_keys(url, tmp_path))
     assert len(came) == SIZE.orders
     assert sum(came.values()) == SIZE.orders + 1  # and what changed meanwhile
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_what_comes_while_the_clock_is_ahead_does_not_come_twice_in_runs_soon_after(kind: str, tmp_path: Path) -> None:
+    world = World(11, SIZE, int(BEGIN * MICROS))
+    platform = SimulatedPlatform(world, Behaviour(), parse_faults("skew-first=2"), 3)
+    url = f"{kind}:{tmp_path / 'orders'}"
+
+    async def run(later: float) -> Report:
+        transport = VirtualTransport(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
+        transport.offset = later
+        document = config_document(platform, "http://127.0.0.1:1")
+        orders = {"updated_from": "2025-01-30T00:00:00Z"}
+        config = make_config({**document, "orders": orders, "sink": {"url": url}})
+        async with Job(
+            config,
+            sink=make_sink(url),
+            transport=transport,
+            offload=inline,
+            chance=random.Random(1),
+            ours=transport.now,
+        ) as job:
+            return await job.run()
+
+    world.update(7, int((BEGIN + 1000 - 20) * MICROS), "Started")  # just before the first run
+    for number in range(4):
+        report = run_virtually(lambda number=number: run(number * 60))
+        assert report.complete, report.failed
+        platform.faults = Faults()
+    came = Counter(_keys(url, tmp_path))
+    assert len(came) == SIZE.orders
+    assert max(came.values()) == 1
 
 
 def _keys(url: str, folder: Path) -> list[str]:

@@ -225,13 +225,13 @@ class Ledger:
             recent = version.updated >= recent_from
             known = of_page.get(version.key) or self._known(version.key, recent=recent)
             of_page[version.key] = version.content
-            if known == version.content:
-                continue
-            new.append(position)
-            if recent:
+            is_new = known != version.content
+            if is_new:
+                new.append(position)
+            if recent and (is_new or self._indexed):  # what the files alone knew is remembered from now on
                 values = (version.key, version.content, version.updated, versions.portfolio)
                 self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", values)
-            if self._indexed:
+            if is_new and self._indexed:
                 self.db.execute(_INTO_INDEX, (version.key, version.content))
                 self.db.execute(_INTO_HELD, (version.id,))
         return None if len(new) == count else new

@@ -85,6 +85,17 @@ def test_a_walk_that_starts_again_brings_what_changed_without_another_time(case:
     assert case.states() == ["Confirmed"] * 3 + ["Canceled"]
 
 
+def test_what_the_files_tell_to_be_a_repeat_is_remembered_for_the_walks_that_may_bring_it_again(case: FileCase) -> None:
+    sink = case.opened()
+    assert commit(sink, page([one("Confirmed")], settled="2024-03-01T00:00:00")) == 1  # the clock was ahead
+    sink.close()
+    for repeats in (True, False, False):  # the next run reads it again, and so do those that come soon after
+        sink = case.opened()
+        assert commit(sink, page([one("Confirmed")], settled="2024-01-31T00:00:00", repeats=repeats)) == 0
+        sink.close()
+    assert case.states() == ["Confirmed"]
+
+
 def test_ids_in_capitals_are_the_same_ids(case: FileCase) -> None:
     sink = case.opened()
     commit(sink, page([one("Confirmed")]))
