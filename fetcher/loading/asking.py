@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 from fetcher.connector.operations import MAX_IDS, Limitation, OrdersRequest
 from fetcher.errors import PlatformError, TooHeavyError
@@ -12,11 +11,10 @@ from fetcher.loading.handover import Handover
 from fetcher.loading.page_size import PageSize
 from fetcher.loading.walk import Scope
 from fetcher.planning.checkpoint import AsideRecord, Checkpoint
-from fetcher.planning.sifting import instant_of, sift_ids
-from fetcher.planning.windows import Window, Windows
+from fetcher.planning.repeats import Repeats
+from fetcher.planning.sifting import sift_ids
+from fetcher.planning.windows import Windows
 from fetcher.report import Tally
-
-_FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Asking:
@@ -26,13 +24,17 @@ class Asking:
         aside: what is.
         handover: takes what comes.
         checkpoint: what was read.
+        repeats: what may come beside the walks.
         tally: where it tells that it could not ask.
     """
 
-    def __init__(self, aside: Aside, handover: Handover, checkpoint: Checkpoint, tally: Tally) -> None:
+    def __init__(
+        self, aside: Aside, handover: Handover, checkpoint: Checkpoint, repeats: Repeats, tally: Tally
+    ) -> None:
         self._aside = aside
         self._handover = handover
         self._checkpoint = checkpoint
+        self._repeats = repeats
         self._tally = tally
 
     async def ask(self, service_ids: Sequence[str], scope: Scope, *, whole: bool) -> None:
@@ -49,11 +51,9 @@ class Asking:
         """
         services = {id_.lower(): id_ for id_ in service_ids}
         waiting = self._aside.to_ask_for(services, whole=whole)
-        covered = self._checkpoint.covered()
-        remembered = Window(instant_of(scope.settled), _FOR_EVER)
-        read = {service: (*covered.get(service, ()), remembered) for service in services}
+        read = self._repeats.may_come(services)
         # One of which nobody knows the service may be of one that cannot be asked today: refused, or not seen.
-        everywhere = covered.keys() <= services.keys()
+        everywhere = self._checkpoint.covered().keys() <= services.keys()
         for first in range(0, len(waiting), MAX_IDS):
             part = waiting[first : first + MAX_IDS]
             try:
@@ -88,6 +88,7 @@ class Asking:
         wanted = frozenset(id_.lower() for id_ in ids)
         size = PageSize(scope.page_size, scope.page_size, scope.learned)
         cursor: str | None = None
+        again = bool(self._repeats.of_services(services))
         came: set[str] = set()
         while True:
             limitation = Limitation(size.count, cursor)
@@ -100,7 +101,6 @@ class Asking:
                     raise
                 continue
             listing = answer.listing
-            again = self._checkpoint.again
             before = len(came)
             came |= {order.id.lower() for order in listing.items}
             came |= {(order.id or "").lower() for order in listing.rejected.values()}

@@ -14,8 +14,8 @@ import anyio
 from fetcher.config import Config
 from fetcher.connector.clock import PlatformClock
 from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.repeats import Repeats
 from fetcher.planning.shards import Target
-from fetcher.planning.sifting import time_key
 from fetcher.planning.windows import Window
 
 log = logging.getLogger("fetcher")
@@ -28,6 +28,7 @@ class Beginning:
         config: the whole configuration.
         clock: the platform's.
         checkpoint: the portfolio's progress; nothing in it stands for what came after the beginning.
+        repeats: told if it was earlier than was thought.
     """
 
     CLOCK_TOLERANCE = timedelta(seconds=2)
@@ -35,17 +36,17 @@ class Beginning:
     CLOCKS_DIFFER = timedelta(seconds=60)
     """By which our clock and the platform's may differ more, or less, from one run to the next."""
 
-    def __init__(self, config: Config, clock: PlatformClock, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: Config, clock: PlatformClock, checkpoint: Checkpoint, repeats: Repeats) -> None:
         self._config = config
         self._clock = clock
         self._checkpoint = checkpoint
-        # All mutable state. The first `target` sets when; `heed_clock` moves `_began` and `_remembered_from` to earlier
-        # times, and counts that; `remember_from` is called before anything is walked.
+        self._repeats = repeats
+        # All mutable state. The first `target` sets when; `heed_clock` moves `_began` to earlier times, and counts
+        # that.
         self._began: datetime | None = None
         self._ours: datetime | None = None
         self._tick = 0.0
         self._cuts = 0
-        self._remembered_from = ""
 
     @property
     def began(self) -> datetime | None:
@@ -66,11 +67,6 @@ class Beginning:
     def cuts(self) -> int:
         """How often it turned out to be earlier."""
         return self._cuts
-
-    @property
-    def remembered_from(self) -> str:
-        """From when on the sink is to tell repeats by memory; see `Page.settled`."""
-        return self._remembered_from
 
     def target(self) -> Target:
         """What the run is to bring, by what is known now of when it began: now, if this is asked for the first time."""
@@ -108,10 +104,6 @@ class Beginning:
                 found.append(min(target.settled, target.settled - (self._began - truly)))
         return min(found, default=None)
 
-    def remember_from(self, settled: datetime) -> None:
-        """The walks that come now read nothing again that was updated before `settled`."""
-        self._remembered_from = time_key(settled)
-
     def heed_clock(self) -> None:
         """See whether the clock was ahead when the run began; then nothing stands for what changed since it really did.
 
@@ -127,4 +119,4 @@ class Beginning:
         self._cuts += 1
         settled = self.target().settled
         self._checkpoint.limit(settled)
-        self._remembered_from = min(self._remembered_from, time_key(settled))
+        self._repeats.clock_was_ahead(settled)

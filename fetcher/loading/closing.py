@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 
 import anyio
-import msgspec
 
 from fetcher.connector.clock import PlatformClock
 from fetcher.connector.operations import MAX_IDS
 from fetcher.loading.beginning import Beginning
-from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.repeats import Repeats
 from fetcher.planning.shards import ServiceRef, Shard, Target, closing_shards
 from fetcher.planning.windows import Window
 from fetcher.report import Tally
@@ -33,7 +32,7 @@ class Closing:
         clock: the platform's.
         beginning: when the run began. The clock may turn out to have been ahead then; if so, the rounds until then
             began too late.
-        checkpoint: whether everything is read again.
+        repeats: which of what is read may be in the sink already.
         tally: where it tells that there was no end to it.
     """
 
@@ -44,12 +43,12 @@ class Closing:
     """Each round also asks for fewer services at once, so that one request gives all."""
 
     def __init__(
-        self, settle_seconds: float, clock: PlatformClock, beginning: Beginning, checkpoint: Checkpoint, tally: Tally
+        self, settle_seconds: float, clock: PlatformClock, beginning: Beginning, repeats: Repeats, tally: Tally
     ) -> None:
         self._settle_seconds = settle_seconds
         self._clock = clock
         self._beginning = beginning
-        self._checkpoint = checkpoint
+        self._repeats = repeats
         self._tally = tally
 
     async def close(
@@ -92,9 +91,7 @@ class Closing:
             began_at = anyio.current_time()
             window = Window(start, max(self._clock.now().replace(microsecond=0), start + timedelta(seconds=1)))
             shards = closing_shards(left, window, target.settled, max(MAX_IDS >> number, self.LEAST_BATCH))
-            if self._checkpoint.again:
-                shards = [msgspec.structs.replace(shard, repeats=True) for shard in shards]
-            moving = await walk(shards)
+            moving = await walk(self._repeats.marked(shards))
         beginning.heed_clock()
         if moving or beginning.cuts > cuts:
             what = "orders change faster than they can be read"

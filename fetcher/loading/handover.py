@@ -20,6 +20,7 @@ from fetcher.loading.aside import Aside, AsideChange
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.walk import Step
 from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.sifting import time_key
 from fetcher.report import Tally
 from fetcher.sinks.base import EncodedPage, Page
 from fetcher.sinks.writer import Delivery
@@ -123,7 +124,7 @@ class Handover:
                 body=b"",
                 latest="",
                 fetched_utc=now,
-                settled=self._beginning.remembered_from,
+                settled=time_key(now),
             )
         )
         page = msgspec.structs.replace(encoded, mended=change.mended) if isinstance(encoded, EncodedPage) else None

@@ -4,16 +4,16 @@
                               └─ refusals        └─ aside
                 then: asking (by ids), closing, and what other portfolios leave to this one
 
-What is shared within the load, and by whom it is owned: when the run began by `Beginning`, what is refused by
-`Refusals`, what is kept aside by `Aside`, what was handed over by `Handover`, who walks by `Pool`, what was reached by
-the `Checkpoint`. Here is the order in which things happen, and how a run ends.
+What is shared within the load, and by whom it is owned: when the run began by `Beginning`, what may come twice by
+`Repeats`, what is refused by `Refusals`, what is kept aside by `Aside`, what was handed over by `Handover`, who walks
+by `Pool`, what was reached by the `Checkpoint`. Here is the order in which things happen, and how a run ends.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 
 import anyio
@@ -37,8 +37,8 @@ from fetcher.loading.refusals import PortfolioFailedError, Refusals
 from fetcher.loading.remaining import UnderWay, divide, remaining, write_down
 from fetcher.loading.walk import Scope
 from fetcher.planning.checkpoint import Checkpoint, Position, RunRecord
+from fetcher.planning.repeats import Repeats
 from fetcher.planning.shards import ServiceRef, Shard, Target
-from fetcher.planning.sifting import time_key
 from fetcher.report import Tally
 
 log = logging.getLogger("fetcher")
@@ -59,9 +59,6 @@ class PortfolioLoad:
         claims: which portfolio loads what several see; shared by all loads of the run.
         room: for pages in memory; shared likewise.
     """
-
-    LONGEST_MEMORY = timedelta(days=7)
-    """Sinks that append tell repeats from new versions by memory for so long; after that, by reading what they hold."""
 
     def __init__(
         self,
@@ -89,18 +86,16 @@ class PortfolioLoad:
         self._learned = Learned(config.limits.page_size)
         self._cursors = Cursors()
         clock = connector.platform.clock
-        self._beginning = Beginning(config, clock, checkpoint)
+        self._repeats = Repeats(checkpoint, full=full)
+        self._beginning = Beginning(config, clock, checkpoint, self._repeats)
         self._refusals = Refusals(connector, self._operation, checkpoint, tally)
         self._aside = Aside(checkpoint)
         self._handover = Handover(send, encode, self._operation, self._beginning, self._aside, checkpoint, tally)
         self._pool = Pool(config.limits.walks, self._refusals, self._handover, checkpoint, tally)
-        self._asking = Asking(self._aside, self._handover, checkpoint, tally)
-        self._closing = Closing(config.orders.settle_seconds, clock, self._beginning, checkpoint, tally)
-        # All mutable state that is nobody else's: discovery sets it; what other portfolios leave to this one adds to
-        # `_again`; the end of a run that read anything sets `_forget_before`.
+        self._asking = Asking(self._aside, self._handover, checkpoint, self._repeats, tally)
+        self._closing = Closing(config.orders.settle_seconds, clock, self._beginning, self._repeats, tally)
+        # All mutable state that is nobody else's: discovery sets it.
         self._visible: dict[str, ServiceRef] = {}  # by id, also those that other portfolios load
-        self._again: set[str] = set()  # services of which another portfolio may have delivered orders
-        self._forget_before: datetime | None = None
 
     @property
     def portfolio(self) -> str:
@@ -109,8 +104,8 @@ class PortfolioLoad:
 
     @property
     def settled(self) -> str | None:
-        """What the sink may forget (form of `Page.settled`); `None`: nothing, or the load has not come to its end."""
-        return None if self._forget_before is None else time_key(self._forget_before)
+        """See `Repeats.forget_before`."""
+        return self._repeats.forget_before
 
     async def run(self) -> None:
         """Load it. Failures end up in the tally; only cancellation comes out."""
@@ -145,9 +140,8 @@ class PortfolioLoad:
 
     def shards(self, found: Discovered, target: Target) -> tuple[list[Shard], list[UnderWay]]:
         """The shards that are missing, and the walks that go on."""
-        again = {service.id for service in found.services} if self._full else self._again
         by_states = self._config.orders.states is not None
-        return remaining(self._checkpoint, found.services, target, again, by_states=by_states)
+        return remaining(self._checkpoint, found.services, target, self._repeats, by_states=by_states)
 
     async def interrupt(self) -> None:
         """The run is stopped: note it, for whoever asks what the sink holds."""
@@ -166,7 +160,7 @@ class PortfolioLoad:
         self._visible = {service.id: service for service in found.services}
         ours = await self._claims.claim(self._portfolio.name, self._visible)
         services = tuple(service for service in found.services if service.id in ours)
-        self._again = {service for service, begun in ours.items() if begun}
+        self._repeats.delivered(service for service, begun in ours.items() if begun)
         if len(services) < len(found.services):
             others = len(found.services) - len(services)
             log.warning("%s: %d services are loaded by another portfolio", self._portfolio.name, others)
@@ -204,7 +198,7 @@ class PortfolioLoad:
                 return
             log.warning("%s: %d services are loaded that another portfolio cannot read", name, len(offered))
             self._tally.services += len(offered)
-            self._again.update(service for service, begun in offered.items() if begun)
+            self._repeats.delivered(service for service, begun in offered.items() if begun)
             services = tuple(sorted(self._visible[service] for service in offered))
             more = Discovered(found.enterprises, services, {})
             self._refusals.expect(services)
@@ -224,8 +218,7 @@ class PortfolioLoad:
     ) -> None:
         """Walk all that is to be walked of these services, and close; `whole`: they are all that it had claimed."""
         self._tally.phase = "loading"
-        # Walks that go on reach into what the new ones read, so all remember from the earliest of them on.
-        self._beginning.remember_from(min([target.settled, *(shard.settled for shard, _ in going_on)]))
+        self._repeats.remember_from(target.settled, [shard for shard, _ in going_on])
         moving = await self._pool.walk([*going_on, *self._from_start(shards)], self._scope(found))
         if self._aside.absent:  # most often there are none
             await self._handover.flush()
@@ -269,7 +262,7 @@ class PortfolioLoad:
             page_size=self._config.limits.page_size,
             learned=self._learned,
             cursors=self._cursors,
-            settled=self._beginning.remembered_from,
+            settled=self._repeats.remembered_from,
             room=self._room,
             splits=self._config.limits.shard_by != "portfolio",
             full_since=self._beginning.began if self._full else None,
@@ -303,7 +296,7 @@ class PortfolioLoad:
         whole = read and not self._tally.failed
         if target is not None and found is not None:
             self._checkpoint.record_run(self._record("whole" if whole else "partly", watermark))
-            self._forget(target)
+            self._repeats.forget({service.id.lower() for service in self._refusals.good_services}, target)
         self._tally.watermark = watermark
         self._tally.phase = "done" if whole else "failed"
 
@@ -314,14 +307,6 @@ class PortfolioLoad:
                 f"{count:,} orders {kind} came, and were left out. Run again; report it to the platform if it stays"
             )
         self._aside.name_in(self._tally)
-
-    def _forget(self, target: Target) -> None:
-        """Say what the sink may forget: what no walk brings again, but for walks of which the sink is to be read."""
-        services = {service.id.lower() for service in self._refusals.good_services}
-        settled = self._checkpoint.settled(services)
-        if settled is not None:
-            self._forget_before = max(settled, target.settled - self.LONGEST_MEMORY)
-            self._checkpoint.note_forgotten(self._forget_before)
 
     def _note_interrupted(self) -> None:
         if self._tally.phase in ("done", "failed"):  # it had come to its end by then

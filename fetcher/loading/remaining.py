@@ -1,7 +1,8 @@
 """What is left to walk: from what is there, what the run is to bring, and what earlier runs have reached. Pure.
 
 The rule that cannot be broken: a service's new shards, its walks that go on, and what is covered make up the whole
-target (promise P1); and whatever may come a second time is marked as that (`Shard.repeats`, promise P2).
+target (promise P1); and whatever may come a second time is marked as that (`Shard.repeats`, promise P2), by
+what `Repeats` says.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from datetime import datetime
 import msgspec
 
 from fetcher.planning.checkpoint import Checkpoint, Position
+from fetcher.planning.repeats import Repeats
 from fetcher.planning.shards import ServiceRef, Shard, Target, plan
-from fetcher.planning.windows import Window, Windows, union
+from fetcher.planning.windows import Windows, union
 
 UnderWay = tuple[Shard, Position]
 """A walk that was begun, and where it goes on."""
@@ -23,7 +25,7 @@ def remaining(
     checkpoint: Checkpoint,
     services: Sequence[ServiceRef],
     target: Target,
-    again: Collection[str],
+    repeats: Repeats,
     *,
     by_states: bool,
 ) -> tuple[list[Shard], list[UnderWay]]:
@@ -33,30 +35,20 @@ def remaining(
         checkpoint: what was reached.
         services: what is to be loaded.
         target: what the run is to bring of them.
-        again: ids of services of which orders may have been committed whatever the checkpoint says.
+        repeats: says what may come a second time.
         by_states: whether only orders in some states are asked for.
     """
     known = dict(checkpoint.covered())
-    repeated = {
-        service.id
-        for service in services
-        if checkpoint.again or checkpoint.elsewhere(service.id) or service.id in again
-    }
+    repeated = repeats.of_services(service.id for service in services)
     going_on: list[UnderWay] = []
     for shard, position in under_way(checkpoint, services)[0]:
         for service in map(str.lower, shard.service_ids):
             known[service] = (*known.get(service, ()), *shard.stands_for)
-        repeats = shard.repeats or not repeated.isdisjoint(shard.service_ids)
-        going_on.append((msgspec.structs.replace(shard, repeats=repeats), position))
+        twice = shard.repeats or not repeated.isdisjoint(shard.service_ids)
+        going_on.append((msgspec.structs.replace(shard, repeats=twice), position))
     covered = {service.id: union(known.get(service.id.lower(), ())) for service in services}
-    tainted: dict[str, Windows] = {}
-    for service, windows in covered.items():
-        if service in repeated:  # other progress was made before, or this was forgotten: orders come again
-            tainted[service] = (target.window,)
-        elif windows and checkpoint.forgot is not None and windows[0].end < checkpoint.forgot:
-            tainted[service] = (Window(windows[0].end, checkpoint.forgot),)  # it was away for a while
     filtered = _filtered_until(covered, repeated, target, checkpoint.since) if by_states else {}
-    return plan(services, covered, target, tainted, filtered), going_on
+    return plan(services, covered, target, repeats.of_time(covered, repeated, target), filtered), going_on
 
 
 def under_way(checkpoint: Checkpoint, services: Iterable[ServiceRef]) -> tuple[list[UnderWay], list[UnderWay]]:

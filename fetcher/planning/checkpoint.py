@@ -13,7 +13,8 @@ records' size follows the services and the walks that are open, not the history.
     NAME/SELECTION/since/all     when the first run of the selection began to read: no order of it is older in the sink
     NAME/SELECTION/forgot/all    before when the sink no longer tells repeats from new versions
 
-SELECTION is `all`, or a digest of the states: another filter is another selection, with progress of its own.
+SELECTION is `all`, or a digest of the states: another filter is another selection, with progress of its own. What
+follows from `again`, `forgot`, and a walk's `repeats`, `fetcher.planning.repeats` says.
 """
 
 from __future__ import annotations
@@ -221,24 +222,6 @@ class Checkpoint:
     def elsewhere(self, service_id: str) -> bool:
         """Whether other progress was made with this service: under another filter, or as another portfolio's."""
         return any(prefix != self._prefix for prefix in self._owners.get(service_id.lower(), ()))
-
-    def settled(self, services: Set[str]) -> datetime | None:
-        """No later walk of these services reads again what was updated before it, unless it starts again.
-
-        A service's first gap is what a later run reads; so is all that an open walk does not stand for. `None` if
-        nothing is covered.
-
-        Args:
-            services: ids in small letters. Of others that come back, repeats are told by reading the sink (`forgot`).
-        """
-        ends = [windows[0].end for service, windows in self.covered().items() if windows and service in services]
-        opened = [
-            record.settled
-            for record in self._open.values()
-            if record.batch in self._batches
-            and not services.isdisjoint(map(str.lower, self._batches[record.batch].service_ids))
-        ]
-        return min([*ends, *opened], default=None)
 
     @property
     def forgot(self) -> datetime | None:

@@ -61,11 +61,6 @@ def time_key(instant: datetime) -> str:
     return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def instant_of(key: str) -> datetime:
-    """The inverse of `time_key`."""
-    return datetime.strptime(key, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
-
-
 class Sieve:
     """Sifts the pages of one shard. Its window's edges are whole seconds."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from fetcher.loading.asking import Asking
 from fetcher.loading.cursors import Cursors
 from fetcher.loading.page_size import Learned
 from fetcher.loading.walk import Scope
+from fetcher.planning.checkpoint import Checkpoint, owners_of
 from fetcher.planning.shards import Shard
 from fetcher.planning.windows import Window
-from fetcher.sinks import EncodedPage
+from fetcher.sinks import EncodedPage, Page
 from fetcher.sinks.writer import Delivery
 from tests.loading.test_aside import TIMES, bad, encode, good, key
 from tests.loading.test_beginning import FROM, NOW
@@ -71,6 +73,7 @@ class Accepting(Case):
 
 
 def scope_of(case: Case, connector: ById, page_size: int) -> Scope:
+    case.repeats.remember_from(datetime(2026, 4, 30, tzinfo=UTC), [])
     return Scope(
         portfolio="north",
         connector=connector,  # type: ignore[arg-type]
@@ -80,7 +83,7 @@ def scope_of(case: Case, connector: ById, page_size: int) -> Scope:
         page_size=page_size,
         learned=Learned(page_size),
         cursors=Cursors(),
-        settled="2026-04-30T00:00:00",
+        settled=case.repeats.remembered_from,
         room=case.room,
     )
 
@@ -101,7 +104,9 @@ def asked(
             earlier.checkpoint.finish(Shard(service_ids=(service,), window=Window(FROM, NOW), settled=NOW))
         case = Accepting(checkpoint=earlier.checkpoint)
         scope = scope_of(case, connector, page_size)
-        await Asking(case.aside, case.handover, case.checkpoint, case.tally).ask([SERVICE], scope, whole=True)
+        await Asking(case.aside, case.handover, case.checkpoint, case.repeats, case.tally).ask(
+            [SERVICE], scope, whole=True
+        )
         assert case.room.free == 1, "every page gives its room back"
         return case, case.ids
 
@@ -114,6 +119,34 @@ def test_what_is_readable_now_comes_and_is_kept_aside_no_longer() -> None:
     assert came == [good(1)["Id"], good(2)["Id"]]
     assert case.checkpoint.aside() == {}
     assert len(connector.requests) == 1
+
+
+@pytest.mark.parametrize(("where", "told_by_reading"), [("nowhere", False), ("by another", True), ("dropped", True)])
+def test_what_may_have_been_delivered_already_is_told_by_reading(where: str, told_by_reading: bool) -> None:
+    other = Checkpoint("south", None, {}, {})
+    other.finish(Shard(service_ids=(SERVICE,), window=Window(FROM, NOW), settled=NOW))
+    records = {name: text for name, text in other.take_changes().items() if text is not None}
+    owners = owners_of(records if where == "by another" else {})
+
+    async def play() -> list[bool]:
+        case = Accepting(checkpoint=Checkpoint("north", None, {}, owners))
+        await case.page(bad(1))
+        case.checkpoint.finish(Shard(service_ids=(SERVICE,), window=Window(FROM, NOW), settled=NOW))
+        if where == "dropped":
+            case.checkpoint.forget()
+        repeats: list[bool] = []
+
+        def keeping(page: Page) -> EncodedPage:
+            repeats.append(page.repeats)
+            return encode(page)
+
+        case.handover._encode = keeping
+        scope = scope_of(case, ById([good(1)]), 100)
+        asking = Asking(Aside(case.checkpoint), case.handover, case.checkpoint, case.repeats, case.tally)
+        await asking.ask([SERVICE], scope, whole=True)
+        return repeats
+
+    assert run_virtually(play) == [told_by_reading]
 
 
 def test_what_is_as_it_was_stays_and_what_the_platform_has_no_longer_is_given_up() -> None:
@@ -147,7 +180,9 @@ def test_a_page_that_cannot_be_received_or_handed_over_gives_its_room_back(where
         aside = Aside(case.checkpoint)  # of the next run
         scope = scope_of(case, Breaking([good(1)]), 100)
         with pytest.raises(OSError, match="broken"):
-            await Asking(aside, case.handover, case.checkpoint, case.tally).ask([SERVICE], scope, whole=True)
+            await Asking(aside, case.handover, case.checkpoint, case.repeats, case.tally).ask(
+                [SERVICE], scope, whole=True
+            )
         assert case.room.free == 1
 
     run_virtually(play)

@@ -12,6 +12,7 @@ from fetcher.config import Config, make_config
 from fetcher.connector.clock import PlatformClock
 from fetcher.loading.beginning import Beginning
 from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.repeats import Repeats
 from fetcher.planning.shards import Shard
 from fetcher.planning.windows import Window
 from tests.virtual import run_virtually
@@ -41,7 +42,7 @@ def played(scene: Callable[[PlatformClock, Beginning, Checkpoint], Awaitable[Non
         clock = PlatformClock(anyio.current_time)
         told(clock, NOW)
         checkpoint = Checkpoint("north", None, {}, {})
-        await scene(clock, Beginning(config(**orders), clock, checkpoint), checkpoint)
+        await scene(clock, Beginning(config(**orders), clock, checkpoint, Repeats(checkpoint)), checkpoint)
 
     run_virtually(play)
 
@@ -73,7 +74,7 @@ def test_a_selection_that_ends_earlier_is_not_open_ended() -> None:
 def test_a_clock_that_was_ahead_moves_the_beginning_back_and_nothing_stands_for_what_came_since() -> None:
     async def scene(clock: PlatformClock, beginning: Beginning, checkpoint: Checkpoint) -> None:
         target = beginning.target()
-        beginning.remember_from(target.settled)
+        beginning._repeats.remember_from(target.settled, [])
         checkpoint.finish(Shard(service_ids=("a",), window=target.window, settled=target.settled))
         await anyio.sleep(10)
         told(clock, NOW - timedelta(hours=1) + timedelta(seconds=10))
@@ -83,7 +84,7 @@ def test_a_clock_that_was_ahead_moves_the_beginning_back_and_nothing_stands_for_
         assert beginning.target().settled == settled
         assert checkpoint.covered() == {"a": (Window(FROM, settled),)}
         assert checkpoint.again
-        assert beginning.remembered_from == f"{settled:%Y-%m-%dT%H:%M:%S}"
+        assert beginning._repeats.remembered_from == f"{settled:%Y-%m-%dT%H:%M:%S}"
         beginning.heed_clock()
         assert beginning.cuts == 1
 

@@ -14,6 +14,7 @@ from fetcher.connector.operations import MAX_IDS
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.closing import Closing
 from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.repeats import Repeats
 from fetcher.planning.shards import ServiceRef, Shard
 from fetcher.report import Tally
 from tests.loading.test_beginning import NOW, config, told
@@ -34,7 +35,8 @@ class Rounds:
         self.clock = PlatformClock(anyio.current_time)
         told(self.clock, NOW)
         self.checkpoint = Checkpoint("north", None, {}, {})
-        self.beginning = Beginning(config(), self.clock, self.checkpoint)
+        self.repeats = Repeats(self.checkpoint)
+        self.beginning = Beginning(config(), self.clock, self.checkpoint, self.repeats)
         self.target = self.beginning.target()
 
     async def walk(self, shards: Sequence[Shard]) -> set[str]:
@@ -45,7 +47,7 @@ class Rounds:
 
     async def close(self, moving: str, bad: str = "", services: Sequence[ServiceRef] = SERVICES) -> Rounds:
         await anyio.sleep(100)  # the run itself
-        closing = Closing(SETTLE.total_seconds(), self.clock, self.beginning, self.checkpoint, self.tally)
+        closing = Closing(SETTLE.total_seconds(), self.clock, self.beginning, self.repeats, self.tally)
         await closing.close(services, self.target, moving, set(bad), self.walk)
         return self
 

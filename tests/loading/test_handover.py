@@ -17,6 +17,7 @@ from fetcher.loading.aside import Aside
 from fetcher.loading.beginning import Beginning
 from fetcher.loading.handover import Handover
 from fetcher.planning.checkpoint import Checkpoint
+from fetcher.planning.repeats import Repeats
 from fetcher.report import Tally
 from fetcher.sinks import EncodedPage, Page
 from fetcher.sinks.writer import Delivery, deliver
@@ -38,6 +39,7 @@ class Case:
         self.clock = PlatformClock(lambda: 0.0)
         told(self.clock, NOW)
         self.checkpoint = checkpoint or Checkpoint("north", None, {}, {})
+        self.repeats = Repeats(self.checkpoint)
         self.tally = Tally(portfolio="north")
         self.operation = OrdersOperation()
         self.aside = Aside(self.checkpoint)
@@ -47,7 +49,7 @@ class Case:
             self.take,
             encode_page,
             self.operation,
-            Beginning(config(), self.clock, self.checkpoint),
+            Beginning(config(), self.clock, self.checkpoint, self.repeats),
             self.aside,
             self.checkpoint,
             self.tally,

@@ -30,6 +30,7 @@ from fetcher.loading.pool import Pool
 from fetcher.loading.refusals import PortfolioFailedError, Refusals
 from fetcher.loading.remaining import remaining
 from fetcher.planning.checkpoint import Checkpoint, Position
+from fetcher.planning.repeats import Repeats
 from fetcher.planning.shards import ServiceRef, Shard, Target
 from fetcher.planning.windows import Window, union
 from fetcher.report import Tally
@@ -70,7 +71,7 @@ class Case:
         operation = self.scope.operation
         self.refusals = Refusals(connector, operation, self.checkpoint, self.tally)  # type: ignore[arg-type]
         self.refusals.expect([ServiceRef("e", service(number)) for number in range(SERVICES)])
-        beginning = Beginning(config(), connector.platform.clock, self.checkpoint)
+        beginning = Beginning(config(), connector.platform.clock, self.checkpoint, Repeats(self.checkpoint))
         self.handover = Handover(
             self.take,
             lambda page: page,
@@ -399,7 +400,9 @@ def test_a_load_that_is_killed_while_it_is_split_goes_on_without_a_gap_and_witho
             window = Window(START, END)
             target = Target(window=window, settled=END, open_ended=False, months=3, shard_by="auto")
             services = [ServiceRef("e", service(number)) for number in range(SERVICES)]
-            missing, going_on = remaining(after.checkpoint, services, target, (), by_states=False)
+            missing, going_on = remaining(
+                after.checkpoint, services, target, Repeats(after.checkpoint), by_states=False
+            )
             fresh = [(shard, Position(None, 10)) for shard in missing]
             await after.pool.walk([*going_on, *fresh], after.scope)
             return after

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fetcher.loading.remaining import divide, remaining, under_way, write_down
 from fetcher.planning.checkpoint import Checkpoint, Position, owners_of
+from fetcher.planning.repeats import Repeats
 from fetcher.planning.shards import ServiceRef, Shard, Target
 from fetcher.planning.windows import Window, Windows, union
 from tests.sets import intersection
@@ -31,9 +32,9 @@ def shard(ids: str, window: Window = HALF, **options: Any) -> Shard:
 
 
 def walks(of: Checkpoint, services: list[ServiceRef] = SERVICES, **options: Any) -> tuple[list[Shard], list[Shard]]:
-    shards, going_on = remaining(
-        of, services, TARGET, options.pop("again", ()), by_states=options.pop("by_states", False), **options
-    )
+    repeats = Repeats(of)
+    repeats.delivered(options.pop("again", ()))
+    shards, going_on = remaining(of, services, TARGET, repeats, by_states=options.pop("by_states", False), **options)
     return shards, [shard for shard, _ in going_on]
 
 

@@ -304,17 +304,6 @@ def _after(records: dict[str, str], checkpoint: Checkpoint) -> dict[str, str]:
     return {name: text for name, text in changed.items() if text is not None}
 
 
-def test_what_may_come_again_is_what_walks_have_not_settled() -> None:
-    checkpoint = fresh()
-    checkpoint.finish(shard("a", last=6))
-    checkpoint.finish(shard("B", last=3))
-    assert checkpoint.settled({"a", "b"}) == DAYS[3]
-    assert checkpoint.settled({"a"}) == DAYS[6]
-    assert checkpoint.settled({"z"}) is None
-    checkpoint.advance(shard("a", first=6, last=7, settled=DAYS[1]), Position("cursor", 50))
-    assert checkpoint.settled({"a"}) == DAYS[1]
-
-
 def test_a_service_that_somebody_else_walked_is_known_whatever_its_case() -> None:
     before = Checkpoint("south", None, {}, {})
     before.advance(shard("AB"), Position("cursor", 50))
