@@ -31,7 +31,7 @@ from fetcher.report import Tally
 from fetcher.simulator import parse_faults
 from fetcher.simulator.faults import STRIKES
 from fetcher.sinks import Page
-from fetcher.sinks.appending.ledger import Ledger
+from fetcher.sinks.appending.memory import Memory
 from fetcher.sinks.writer import Writer
 from tests.simulation import BrokenPromiseError, simulate
 
@@ -165,7 +165,7 @@ class _Anything:
 
 
 def _whatever_it_says(known: Callable[..., bytes | None]) -> Callable[..., Any]:
-    def blind(self: Ledger, key: bytes, *, recent: bool) -> Any:
+    def blind(self: Memory, key: bytes, *, recent: bool) -> Any:
         return None if known(self, key, recent=recent) is None else _Anything()
 
     return blind
@@ -228,7 +228,7 @@ class Sabotage(NamedTuple):
 
 SABOTAGE = {
     "an order is dropped": Sabotage(Sieve, "sift", _drop_the_last(Sieve.sift), "P1"),
-    "versions are not remembered": Sabotage(Ledger, "unseen", lambda *_: None, "P2"),
+    "versions are not remembered": Sabotage(Memory, "unseen", lambda *_: None, "P2"),
     "a walk counts as finished with its first page": Sabotage(
         Checkpoint, "advance", lambda self, shard, _position: self.finish(shard), "P1|P3"
     ),
@@ -239,7 +239,7 @@ SABOTAGE = {
         Beginning, "heed_clock", lambda _: None, "P1|P2|P3", "skew-first=3,changes=1"
     ),
     "two changes within one second are one version": Sabotage(
-        Ledger, "_known", _whatever_it_says(Ledger._known), "P1|P3", "same-second=1,changes=2"
+        Memory, "_known", _whatever_it_says(Memory._known), "P1|P3", "same-second=1,changes=2"
     ),
     "what is kept aside is not asked for": Sabotage(Aside, "to_ask_for", lambda *_, **__: [], "P3|P7", "bad-order=0.2"),
     "what is kept aside is not told": Sabotage(

@@ -26,16 +26,15 @@ from fetcher.errors import ConfigError, MissingExtraError, SinkError
 from fetcher.sinks.appending.base import AppendFile, Text
 from fetcher.sinks.appending.ledger import (
     Ledger,
-    Versions,
     busy,
     check_folder,
     is_locked,
     read_holdings,
     sync_folder,
     translated,
-    versions_of,
 )
 from fetcher.sinks.appending.lines import lines_of
+from fetcher.sinks.appending.memory import Versions, versions_of
 from fetcher.sinks.appending.versions import Version, version_of_line
 from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink, rejected_row
 from fetcher.sinks.rejected import RejectedFile
@@ -167,7 +166,7 @@ class JsonlSink(Sink):
     def _select(self, page: EncodedPage, texts: list[Text], newest: dict[str, str]) -> int:
         """Add a page's new lines to `texts`; returns how many there are."""
         lines: _Lines = page.payload
-        new = self._ledger.unseen(lines.versions, lines.read)
+        new = self._ledger.memory.unseen(lines.versions, lines.read)
         texts.append(lines.only(new))
         newest[page.portfolio] = max(newest.get(page.portfolio, ""), lines.versions.latest)
         return page.rows if new is None else len(new)
@@ -203,7 +202,7 @@ class StdoutSink(Sink):
         log.warning("standard output cannot be resumed: a run that is broken off starts over")
         self._ledger.open()
         self._ledger.renew()
-        self._ledger.index()
+        self._ledger.memory.index()
         return {}
 
     def encode(self, page: Page) -> EncodedPage:
@@ -217,7 +216,7 @@ class StdoutSink(Sink):
         with translated(self.url), self._ledger.recording(()):
             for page in batch.pages:
                 lines: _Lines = page.payload
-                new = self._ledger.unseen(lines.versions, lines.read)
+                new = self._ledger.memory.unseen(lines.versions, lines.read)
                 texts.append(lines.only(new))
                 rows[page.portfolio] += page.rows if new is None else len(new)
         out = self._out or sys.stdout.buffer

@@ -1,18 +1,8 @@
-"""What the file sinks know of themselves: progress, totals, parts, and versions that may come again; in SQLite.
+"""What the file sinks know of themselves: progress, totals, parts, and what is kept aside; in SQLite.
 
 The rule that cannot be broken: what is recorded here is durable in the files, and what is not recorded does not count
-(promise P3). A file is written and synced before it is recorded, in one transaction with the progress.
-
-An appending sink holds each version once (promise P2, `fetcher.sinks.appending.versions`). Three kinds may come again:
-
-1. Updated since the run's end, less the overlap: the closing of this run or the next run reads them again. They are
-   remembered, by portfolio, until no walk asks for them any more: a few minutes' worth.
-2. Of a walk that starts again (`Page.repeats`): rare, so the files are read once, and all versions go to a
-   temporary index on disk.
-3. Twice in one page, which only a platform with a fault would send.
-
-What comes is compared with what was held last of the same order and time: an order that changes from one content to
-another and back within a second has three versions. The index, once made, also takes what is written after it.
+(promise P3). A file is written and synced before it is recorded, in one transaction with the progress. The versions
+that may come again are in the same database, and `fetcher.sinks.appending.memory` knows what to do with them.
 """
 
 from __future__ import annotations
@@ -28,58 +18,31 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-import msgspec
-
 from fetcher.connector.types import parse_utc
 from fetcher.errors import SinkBusyError, SinkError
+from fetcher.sinks.appending import memory
+from fetcher.sinks.appending.memory import Memory, Versions
 from fetcher.sinks.appending.versions import Version
-from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, kept_aside
+from fetcher.sinks.base import Batch, EncodedPage, Holdings, Progress, kept_aside
 from fetcher.sinks.rejected import RejectedFile, line_of
 
 _VERSION = "2"
 _OLDER = "1"
 """Told versions by order and time alone, and did not know whose they are."""
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS total (
     portfolio TEXT PRIMARY KEY, rows INTEGER NOT NULL, newest TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS part (name TEXT PRIMARY KEY, rows INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS recent (
-    key BLOB PRIMARY KEY, content BLOB NOT NULL, updated TEXT NOT NULL, portfolio TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS recent_of ON recent (portfolio, updated);
 CREATE TABLE IF NOT EXISTS rejected (
     portfolio TEXT, key TEXT, line TEXT NOT NULL, PRIMARY KEY (portfolio, key)
 ) WITHOUT ROWID;
 """
-_NOBODY = ""
-"""The owner of what a file by an older version remembered, where the file does not tell."""
+_SCHEMA = _TABLES + memory.SCHEMA
 
 log = logging.getLogger("fetcher")
-
-
-class Versions(msgspec.Struct, frozen=True):
-    """What is known of the versions of one page's orders without looking at each."""
-
-    portfolio: str
-    latest: str
-    """The latest `UpdatedUtc`; empty if there is none."""
-    settled: str
-    repeats: bool
-    twins: bool
-    """Whether an id is there more than once."""
-    states: tuple[str, ...] | None
-    """See `Page.states`."""
-
-
-def versions_of(page: Page, latest: str | None = None, *, twins: bool | None = None) -> Versions:
-    """What is known of a page's versions; `latest` and `twins` where a sink keeps other orders than `page.orders`."""
-    if twins is None:
-        twins = len({order.id for order in page.orders}) < len(page.orders)
-    latest = page.latest if latest is None else latest
-    return Versions(page.portfolio, latest, page.settled, page.repeats, twins, page.states)
 
 
 class Ledger:
@@ -101,14 +64,13 @@ class Ledger:
     ) -> None:
         self._url = url
         self._path = path
-        self._scan = scan
         self._rejected = rejected
         self._db: sqlite3.Connection | None = None
         self._lock: int | None = None
-        self._indexed = False
+        self.memory = Memory(url, scan, lambda: self.db)
+        """Which versions it holds."""
         self._added: list[str] = []  # what `show_aside` is to add
         self._aside_went = False  # whether something is to go from there
-        self._recent_from: dict[str, str] = {}  # by portfolio, the oldest time remembered before this run
 
     def open(self) -> Progress:
         """Create or read the file, and keep other processes out. `renew` comes next, once the data files are in order.
@@ -137,9 +99,7 @@ class Ledger:
         with translated(self._url):
             if self.fact("version") == _OLDER:
                 self._take_over()
-            # To the second: with a fraction, the text of one instant does not compare with another text of it.
-            query = "SELECT portfolio, substr(min(updated), 1, 19) FROM recent GROUP BY portfolio"
-            self._recent_from = dict(self.db.execute(query))
+            self.memory.renew()
             self._show_aside()
 
     def move(self, path: Path) -> None:
@@ -170,10 +130,10 @@ class Ledger:
 
     def start_over(self) -> Progress:
         """Forget everything, because the data is gone; returns the progress there is then: none."""
-        self.db.execute("DROP TABLE IF EXISTS recent")
+        self.memory.start_over()
         self.db.executescript(_SCHEMA)
         with self.recording(()):
-            for table in ("progress", "total", "part", "recent", "rejected"):
+            for table in ("progress", "total", "part", "rejected"):
                 self.db.execute(f"DELETE FROM {table}")
             self.set_fact("length", "0")
             self.set_fact("version", _VERSION)
@@ -190,9 +150,7 @@ class Ledger:
     @contextmanager
     def recording(self, pages: Iterable[Versions]) -> Generator[None]:
         """One transaction for a batch of these pages: what is done within lasts, all of it or nothing."""
-        # Whether an order is there already, whatever its version, only the files tell.
-        if any(versions.repeats or (versions.states is not None and versions.latest) for versions in pages):
-            self.index()
+        self.memory.prepare(pages)
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -201,40 +159,6 @@ class Ledger:
             with suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")
             raise
-
-    def unseen(self, versions: Versions, read: Callable[[], Iterable[Version]]) -> list[int] | None:
-        """Which orders of a page are new, by position; `None`: all. Remembers them. Within `recording`.
-
-        Args:
-            versions: what is known of them.
-            read: gives each order's version; seldom needed.
-        """
-        # Earlier runs remembered from another time on than this one does.
-        earlier = (self._recent_from.get(owner, versions.settled) for owner in (versions.portfolio, _NOBODY))
-        recent_from = min(versions.settled, *earlier)
-        states = versions.states
-        if versions.latest < recent_from and not self._indexed and not versions.twins and states is None:
-            return None
-        new: list[int] = []
-        count = 0
-        of_page: dict[bytes, bytes] = {}
-        for position, version in enumerate(read()):
-            count += 1
-            if states is not None and version.state not in states and not self._holds(version.id):
-                continue
-            recent = version.updated >= recent_from
-            known = of_page.get(version.key) or self._known(version.key, recent=recent)
-            of_page[version.key] = version.content
-            is_new = known != version.content
-            if is_new:
-                new.append(position)
-            if recent and (is_new or self._indexed):  # what the files alone knew is remembered from now on
-                values = (version.key, version.content, version.updated, versions.portfolio)
-                self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", values)
-            if is_new and self._indexed:
-                self.db.execute(_INTO_INDEX, (version.key, version.content))
-                self.db.execute(_INTO_HELD, (version.id,))
-        return None if len(new) == count else new
 
     def record(self, batch: Batch, rows: Mapping[str, int], newest: Mapping[str, str]) -> None:
         """Keep a batch's progress and totals (new rows, and the newest `UpdatedUtc`, by portfolio), in `recording`."""
@@ -250,7 +174,7 @@ class Ledger:
                 (portfolio, count, newest.get(portfolio, "")),
             )
         self._keep_aside(batch.pages)
-        self._forget(batch.forget_before)
+        self.memory.forget(batch.forget_before, self._portfolios)
 
     def show_aside(self) -> None:
         """After `recording`: show what was changed in what is kept aside. What is recorded counts, shown or not."""
@@ -277,36 +201,10 @@ class Ledger:
         if lock is not None:  # only now: closing any descriptor of the file drops SQLite's own locks
             os.close(lock)
 
-    def index(self) -> None:
-        """Read all versions that the files hold into a temporary table, once in a run. Outside `recording`."""
-        if self._indexed:
-            return
-        log.info("%s: what the files hold is read, to tell repeats from new versions", self._url)
-        self.db.execute("CREATE TEMP TABLE version (key BLOB PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID")
-        self.db.execute("CREATE TEMP TABLE held (id BLOB PRIMARY KEY) WITHOUT ROWID")
-        self.db.execute("BEGIN")
-        for version in self._scan():
-            self.db.execute(_INTO_INDEX, (version.key, version.content))
-            self.db.execute(_INTO_HELD, (version.id,))
-        self.db.execute("COMMIT")
-        self._indexed = True
-
     def _connect(self) -> None:
         self._db = sqlite3.connect("" if self._path is None else self._path, isolation_level=None)
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA temp_store = FILE")
-
-    def _known(self, key: bytes, *, recent: bool) -> bytes | None:
-        """The content held last of an order and time, as far as it can come again."""
-        tables = ["version"] * self._indexed + ["recent"] * recent
-        for table in tables:
-            row = self.db.execute(f"SELECT content FROM {table} WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                return row[0]
-        return None
-
-    def _holds(self, id_: bytes) -> bool:
-        return self.db.execute("SELECT 1 FROM held WHERE id = ?", (id_,)).fetchone() is not None
 
     def _keep_aside(self, pages: Sequence[EncodedPage]) -> None:
         if not any(page.rejected or page.mended for page in pages):
@@ -331,32 +229,17 @@ class Ledger:
             lines = self.db.execute("SELECT line FROM rejected ORDER BY portfolio, key")
             self._rejected.show(line for (line,) in lines)
 
-    def _forget(self, before: Mapping[str, str]) -> None:
-        self.db.executemany("DELETE FROM recent WHERE portfolio = ? AND updated < ?", before.items())
-        if before and before.keys() >= {name for (name,) in self.db.execute("SELECT portfolio FROM total")}:
-            self.db.execute("DELETE FROM recent WHERE portfolio = ? AND updated < ?", (_NOBODY, min(before.values())))
+    def _portfolios(self) -> list[str]:
+        return [name for (name,) in self.db.execute("SELECT portfolio FROM total")]
 
     def _take_over(self) -> None:
-        """Know by their content, too, the versions that an older version remembered: the files have it."""
-        (since,) = self.db.execute("SELECT min(updated) FROM recent").fetchone()
-        owners = [name for (name,) in self.db.execute("SELECT portfolio FROM total")]
-        owner = owners[0] if len(owners) == 1 else _NOBODY
+        """Make of what an older version wrote what this one writes."""
         self.db.execute("BEGIN IMMEDIATE")
-        self.db.execute("DROP TABLE recent")
+        self.memory.take_over(self._portfolios())
         for statement in filter(str.strip, _SCHEMA.split(";")):
             self.db.execute(statement)
-        if since is not None:
-            log.info("%s: it was written by an older version, so what it holds is read once", self._url)
-            for version in self._scan():
-                if version.updated >= since[:19]:
-                    values = (version.key, version.content, version.updated, owner)
-                    self.db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?)", values)
         self.set_fact("version", _VERSION)
         self.db.execute("COMMIT")
-
-
-_INTO_INDEX = "INSERT OR REPLACE INTO version VALUES (?, ?)"
-_INTO_HELD = "INSERT OR IGNORE INTO held VALUES (?)"
 
 
 def read_holdings(url: str, path: Path) -> Holdings:

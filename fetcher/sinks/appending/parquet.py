@@ -26,7 +26,6 @@ from fetcher.config import expand_home
 from fetcher.errors import ConfigError, MissingExtraError, SinkError
 from fetcher.sinks.appending.ledger import (
     Ledger,
-    Versions,
     busy,
     check_folder,
     is_locked,
@@ -34,8 +33,8 @@ from fetcher.sinks.appending.ledger import (
     sync_file,
     sync_folder,
     translated,
-    versions_of,
 )
+from fetcher.sinks.appending.memory import Versions, versions_of
 from fetcher.sinks.appending.versions import Version, digest, version
 from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
 from fetcher.sinks.rejected import RejectedFile
@@ -159,7 +158,7 @@ class ParquetSink(Sink):
 
     def _select(self, page: EncodedPage, rows: Counter[str], newest: dict[str, str]) -> pa.RecordBatch:
         payload: _Rows = page.payload
-        new = self._ledger.unseen(payload.versions, payload.read)
+        new = self._ledger.memory.unseen(payload.versions, payload.read)
         batch = payload.columns.batch if new is None else payload.columns.batch.take(pa.array(new, pa.int64()))
         rows[page.portfolio] += batch.num_rows
         newest[page.portfolio] = max(newest.get(page.portfolio, ""), payload.versions.latest)
