@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
+import anyio
 import pytest
 
 from fetcher.config import make_config
@@ -14,13 +17,16 @@ from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply
 from fetcher.connector.types import parse_utc
 from fetcher.job import Job
+from fetcher.loading.claims import Claimed, FirstCome
+from fetcher.loading.portfolios import Portfolios, as_it_is
 from fetcher.report import Report
 from fetcher.simulator import Behaviour, Faults, Latency, SimulatedPlatform, Size, World
 from fetcher.simulator.faults import parse_faults
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import MICROS
-from fetcher.sinks import make_sink
+from fetcher.sinks import Page, make_sink
 from fetcher.sinks.appending.versions import version_of_line
+from fetcher.sinks.writer import Delivery
 from tests.simulation import BEGIN, VirtualTransport, inline
 from tests.virtual import run_virtually
 
@@ -135,6 +141,54 @@ def test_what_comes_while_the_clock_is_ahead_does_not_come_twice_in_runs_soon_af
     came = Counter(_keys(url, tmp_path))
     assert len(came) == SIZE.orders
     assert max(came.values()) == 1
+
+
+def test_what_no_later_walk_brings_again_is_forgotten_at_the_end_of_each_run(tmp_path: Path) -> None:
+    world = World(11, SIZE, int(BEGIN * MICROS))
+    platform = SimulatedPlatform(world, Behaviour(), None, 3)
+    url = f"jsonl:{tmp_path / 'orders'}"
+
+    async def run(later: float) -> Report:
+        transport = VirtualTransport(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
+        transport.offset = later
+        document = config_document(platform, "http://127.0.0.1:1")
+        orders = {"updated_from": "2025-01-30T00:00:00Z"}
+        config = make_config({**document, "orders": orders, "sink": {"url": url}})
+        async with Job(config, sink=make_sink(url), transport=transport, offload=inline) as job:
+            return await job.run()
+
+    for day in range(3):
+        world.update(day, int((BEGIN + 1000 + day * 86_400 - 20) * MICROS), "Started")  # just before the run
+        assert run_virtually(lambda day=day: run(day * 86_400)).complete
+        with sqlite3.connect(tmp_path / ".orders.fetcher") as db:
+            assert db.execute("SELECT count(*) FROM recent").fetchone() == (1,), "what the next run reads again"
+        db.close()
+
+
+def test_of_a_service_that_another_portfolio_gave_back_any_order_may_have_been_delivered() -> None:
+    class Begun(FirstCome):
+        async def claim(self, portfolio: str, service_ids: Iterable[str]) -> Claimed:
+            return dict.fromkeys(await super().claim(portfolio, service_ids), True)
+
+    async def pages() -> list[bool]:
+        platform = SimulatedPlatform(World(11, SIZE, int(BEGIN * MICROS)), Behaviour(), None, 3)
+        transport = VirtualTransport(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
+        document = config_document(platform, "http://127.0.0.1:1")
+        config = make_config({**document, "orders": {"updated_from": "2025-01-30T00:00:00Z"}})
+        portfolios = Portfolios(config, claims=Begun(), transport=transport, chance=random.Random(1))
+        send, receive = anyio.create_memory_object_stream[Delivery](0)
+        repeats: list[bool] = []
+        async with portfolios, receive, anyio.create_task_group() as group:
+            group.start_soon(portfolios.load, send, as_it_is, {})
+            async for delivery in receive:
+                if isinstance(delivery.page, Page) and delivery.page.orders:
+                    repeats.append(delivery.page.repeats)
+                delivery.accept()
+        return repeats
+
+    repeats = run_virtually(pages)
+    assert repeats
+    assert all(repeats)
 
 
 def _keys(url: str, folder: Path) -> list[str]:

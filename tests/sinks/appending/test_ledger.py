@@ -295,3 +295,21 @@ def test_what_version_1_0_remembered_is_told_by_its_content_from_then_on(kind: s
     assert commit(sink, page([newest], settled="2026-03-31T12:10:00")) == 0
     assert commit(sink, page([{**newest, "State": "Requested"}], settled="2026-03-31T12:10:00")) == 1
     sink.close()
+
+
+def test_what_version_1_0_remembered_of_several_portfolios_goes_when_all_of_them_have_no_need_of_it(
+    tmp_path: Path,
+) -> None:
+    for name in ("orders.jsonl", ".orders.jsonl.fetcher"):
+        shutil.copy(EARLIER / name, tmp_path)
+    case = FileCase("jsonl", tmp_path)
+    owners = make_sink(case.url).holdings().rows
+    assert owners is not None
+    assert len(owners) == 2, "whose it is the file does not tell"
+    sink = case.opened()
+    for owner in owners:
+        commit(sink, progress={"a": "1"}, forget_before={owner: "2030-01-01T00:00:00"})
+        assert recent(tmp_path) > 0
+    commit(sink, progress={"a": "1"}, forget_before=dict.fromkeys(owners, "2030-01-01T00:00:00"))
+    assert recent(tmp_path) == 0
+    sink.close()
