@@ -22,10 +22,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fetcher.config import expand_home
-from fetcher.errors import ConfigError, MissingExtraError, SinkBusyError, SinkError
+from fetcher.errors import MissingExtraError, SinkBusyError, SinkError
 from fetcher.sinks.appending.ledger import busy, check_folder
 from fetcher.sinks.base import Batch, EncodedPage, Extent, Holdings, Page, Progress, Sink
+from fetcher.sinks.places import place_of
 
 try:
     import duckdb
@@ -374,10 +374,7 @@ class DuckdbSink(Sink):
 
 def make(url: str) -> Sink:
     """The sink for `duckdb:FILE`."""
-    name = url.partition(":")[2]
-    if not name or name.startswith(":"):
-        raise ConfigError("sink.url", "duckdb: needs a file", 'Write it like "duckdb:orders.duckdb"')
-    return DuckdbSink(url, expand_home(name, "sink.url"))
+    return DuckdbSink(url, place_of(url))
 
 
 def _progress(db: duckdb.DuckDBPyConnection) -> Progress:

@@ -20,9 +20,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from fetcher.config import expand_home
 from fetcher.connector.types import RejectedOrder
-from fetcher.errors import ConfigError, MissingExtraError, SinkError
+from fetcher.errors import MissingExtraError, SinkError
 from fetcher.sinks.appending.base import AppendFile, Text
 from fetcher.sinks.appending.ledger import (
     Ledger,
@@ -37,6 +36,7 @@ from fetcher.sinks.appending.lines import lines_of
 from fetcher.sinks.appending.memory import Versions, versions_of
 from fetcher.sinks.appending.versions import Version, version_of_line
 from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink, rejected_row
+from fetcher.sinks.places import place_of
 from fetcher.sinks.rejected import RejectedFile
 
 log = logging.getLogger("fetcher")
@@ -263,12 +263,9 @@ def _can_keep(order: RejectedOrder, states: tuple[str, ...] | None) -> bool:
 
 def make(url: str) -> Sink:
     """The sink for `jsonl:PATH` or `jsonl:-`."""
-    name = url.partition(":")[2]
-    if name == "-":
+    if url == "jsonl:-":
         return StdoutSink(url)
-    if not name or name.endswith("/"):
-        raise ConfigError("sink.url", "jsonl: needs a file", 'Write it like "jsonl:orders.jsonl" or "jsonl:-"')
-    path = expand_home(name, "sink.url")
+    path = place_of(url)
     codec = {".gz": _gzip, ".zst": _zstd}.get(path.suffix, _plain)()
     return JsonlSink(url, path, codec)
 

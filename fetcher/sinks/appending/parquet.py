@@ -22,8 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from fetcher.config import expand_home
-from fetcher.errors import ConfigError, MissingExtraError, SinkError
+from fetcher.errors import MissingExtraError, SinkError
 from fetcher.sinks.appending.ledger import (
     Ledger,
     busy,
@@ -37,6 +36,7 @@ from fetcher.sinks.appending.ledger import (
 from fetcher.sinks.appending.memory import Versions, versions_of
 from fetcher.sinks.appending.versions import Version, digest, version
 from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.sinks.places import place_of
 from fetcher.sinks.rejected import RejectedFile
 
 try:
@@ -267,10 +267,4 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 def make(url: str) -> Sink:
     """The sink for `parquet:FOLDER`."""
-    name = url.partition(":")[2]
-    if not name or name == "-":
-        raise ConfigError("sink.url", "parquet: needs a folder", 'Write it like "parquet:orders/"')
-    path = expand_home(name, "sink.url")
-    if path.is_file():
-        raise ConfigError("sink.url", f"{name} is a file, and parquet: needs a folder", "Name a folder")
-    return ParquetSink(url, path)
+    return ParquetSink(url, place_of(url))
