@@ -9,9 +9,11 @@ walks wait while the sink is behind (promise P6).
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -21,20 +23,25 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from fetcher.config import Config
-from fetcher.connector.transport import Transport
 from fetcher.errors import FetcherError, SinkAbandonedError, first_error
-from fetcher.loading.portfolios import Patience, Portfolios, as_it_is
-from fetcher.processes.supervisor import Crew, check_machine, processes_for, watermarks_of
+from fetcher.processes.supervisor import Crew, processes_for, watermarks_of
 from fetcher.report import PortfolioReport, Report, Tally
+from fetcher.sinks import LaterSink
 from fetcher.sinks.base import Extent, Page, Progress, Sink
+from fetcher.sinks.places import is_blank
 from fetcher.sinks.writer import Delivery, Offload, SinkThread, Writer
 
-if TYPE_CHECKING:  # a run does without
+if TYPE_CHECKING:  # a run does without, or imports it when it needs it
+    from fetcher.connector.transport import Transport
     from fetcher.loading.handover import Encode
+    from fetcher.loading.portfolios import Patience, Portfolios
     from fetcher.prospect.check import Check
     from fetcher.prospect.plan import PortfolioPlan
 
 T = TypeVar("T")
+
+LOADS_HERE = "fetcher.loading.portfolios"
+"""What is imported only if this process loads: with all that calls the platform it takes a tenth of a second."""
 
 
 class Loader(Protocol):
@@ -74,7 +81,7 @@ class Job:
 
     Args:
         config: what to load, and how.
-        sink: where `run` puts it, not yet opened.
+        sink: where `run` puts it, not yet opened, and perhaps yet to be made, which is then done in the sink's thread.
         full: read everything again, whatever is covered.
         transport: how to reach the platform; `None`: over HTTP.
         offload: where the sink's methods run, but for `encode`; `None`: in a thread of their own.
@@ -94,7 +101,7 @@ class Job:
         self,
         config: Config,
         *,
-        sink: Sink | None = None,
+        sink: Sink | LaterSink | None = None,
         full: bool = False,
         transport: Transport | None = None,
         offload: Offload | None = None,
@@ -108,15 +115,18 @@ class Job:
         if processes != 1 and not (transport is None and chance is None):
             raise ValueError("other processes have a transport, and chance, of their own")
         self._config = config
-        self._sink = sink
+        self._sink = sink if isinstance(sink, Sink) else None
+        self._later = sink if isinstance(sink, LaterSink) else None
         self._full = full
         self._offload = offload
-        if processes is None and processes_for(config) == 1:
-            processes = 1  # whatever the sink holds
+        if processes is None and (full or processes_for(config) == 1):
+            processes = processes_for(config)  # whatever the sink holds
+        self._processes = processes
+        self._transport = transport
+        self._chance = chance
+        self._ours = ours
+        self._hurried = hurried
         self._here: Portfolios | None = None
-        if processes == 1:
-            patience = _hurry() if hurried else None
-            self._here = Portfolios(config, full=full, transport=transport, chance=chance, ours=ours, patience=patience)
         self._crew = None if processes is None or processes == 1 else Crew(config, processes, full=full)
         self._tallies = [Tally(portfolio=portfolio.name) for portfolio in config.portfolios]  # until there is a loader
         self._exits = AsyncExitStack()
@@ -127,12 +137,12 @@ class Job:
 
     async def __aenter__(self) -> Job:
         try:
-            if loader := self._here or self._crew:
-                await self._exits.enter_async_context(loader)
-            else:
-                await check_machine(self._config)
             if self._offload is None:
-                self._offload = self._exits.enter_context(SinkThread(self._sink and self._sink.abandon))
+                self._offload = self._exits.enter_context(SinkThread(self._abandon))
+            if self._processes is None and await self._offload(is_blank, self._url):
+                self._processes = processes_for(self._config)
+            # Where nothing is known yet it is most often a run that finds little new: others may come later.
+            await self._prepare(self._processes or 1)
             self._group = await anyio.create_task_group().__aenter__()
         except BaseException:  # cancelled, too: who fails to enter is not exited
             await self._exits.aclose()
@@ -165,8 +175,7 @@ class Job:
         self._stopped = True
         if loader := self._here or self._crew:
             loader.stop()
-        if self._sink is not None:
-            self._sink.abandon()
+        self._abandon()
 
     async def run(self) -> Report:
         """Load everything into the sink.
@@ -174,10 +183,17 @@ class Job:
         Raises:
             SinkError: the sink failed. What was committed before stays, and the next run goes on from there.
         """
-        if self._sink is None:
+        if self._sink is None and self._later is None:
             raise ValueError("a run needs a sink")
         started = anyio.current_time()
-        sink, offload = self._sink, self._of(self._offload)
+        offload = self._of(self._offload)
+        if self._here is not None:
+            self._of(self._group).start_soon(self._here.ask_ahead)
+        if self._sink is None:
+            self._sink = await offload(self._of(self._later).make)
+            if self._stopped:  # before it was there to be told
+                self._sink.abandon()
+        sink = self._sink
         try:
             records = await offload(sink.open)
             self.sink_opened = True
@@ -200,6 +216,8 @@ class Job:
 
         What failed is in `tallies` afterwards. Leaving the loop early ends the walks.
         """
+        from fetcher.loading.portfolios import as_it_is
+
         send, receive = anyio.create_memory_object_stream[Delivery](0)
         nothing: Progress = {}
         portfolios = self._alone()
@@ -239,9 +257,9 @@ class Job:
         return await Checks(self._config, self._alone()).checks(self._sink)
 
     def _alone(self) -> Portfolios:
-        if self._here is None:
+        if self._processes != 1:
             raise ValueError("a job of several processes can only `run`")
-        return self._here
+        return self._of(self._here)
 
     def _of(self, value: T | None) -> T:
         if value is None:
@@ -261,26 +279,59 @@ class Job:
             complete=all(tally.phase == "done" for tally in tallies),
             interrupted=self._stopped,
             watermark=None if None in watermarks else min(filter(None, watermarks), default=None),
-            sink="" if self._sink is None else self._sink.url,
+            sink=self._url,
             portfolios={tally.portfolio: _portfolio_report(tally) for tally in tallies},
             failed=[failure for tally in tallies for failure in tally.failed],
         )
 
-    async def _choose(self, records: Progress) -> Loader:
-        """Have as many processes load as there is enough to do for: each takes time to begin, and memory."""
-        watermarks = None if self._full else watermarks_of(self._config, records)
-        count = processes_for(self._config, watermarks)
-        if count > 1:
-            chosen = self._crew = Crew(self._config, count, full=self._full)
+    @property
+    def _url(self) -> str:
+        sink = self._sink or self._later
+        return "" if sink is None else sink.url
+
+    def _abandon(self) -> None:
+        if self._sink is not None:
+            self._sink.abandon()
+
+    async def _prepare(self, processes: int, before: Mapping[str, Tally] | None = None) -> Loader:
+        """Have as many processes ready to load: this one, or so many others."""
+        if processes > 1:
+            chosen = self._crew = self._crew or Crew(self._config, processes, full=self._full, before=before)
         else:
-            chosen = self._here = Portfolios(self._config, full=self._full)
+            chosen = self._here = await self._prepare_here()
         await self._exits.enter_async_context(chosen)
         if self._stopped:  # before it was there to be told
             chosen.stop()
         return chosen
 
+    async def _prepare_here(self) -> Portfolios:
+        if self._transport is None and LOADS_HERE not in sys.modules:
+            # In a thread: an application's loop has other things to do meanwhile.
+            await self._of(self._offload)(import_module, LOADS_HERE)
+        from fetcher.loading.portfolios import Portfolios
+
+        return Portfolios(
+            self._config,
+            full=self._full,
+            transport=self._transport,
+            chance=self._chance,
+            ours=self._ours,
+            patience=_hurry() if self._hurried else None,
+        )
+
+    async def _choose(self, here: Portfolios, records: Progress) -> Loader:
+        """Have as many processes load as there is enough to do for: each takes time to begin, and memory."""
+        count = processes_for(self._config, watermarks_of(self._config, records))
+        if count == 1:
+            return here
+        await here.withdraw()
+        self._here = None
+        return await self._prepare(count, here.tallies)
+
     async def _load_into(self, sink: Sink, offload: Offload, records: Progress) -> None:
-        loader: Loader = self._here or self._crew or await self._choose(records)
+        loader: Loader = self._of(self._here or self._crew)
+        if self._processes is None:
+            loader = await self._choose(self._of(self._here), records)
         writer = Writer(sink, offload, lambda: loader.settled, loader.tallies)
         send, receive = anyio.create_memory_object_stream[Delivery](self.BUFFER)
         failure: list[Exception] = []

@@ -14,15 +14,16 @@ import base64
 import os
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import anyio.to_thread
 import msgspec
 
 from fetcher.errors import ConfigError
+
+if TYPE_CHECKING:  # it takes a tenth of a second: a run that has workers load does without
+    import aiohttp
 
 
 class Proxy(msgspec.Struct, frozen=True):
@@ -91,6 +92,8 @@ async def find_route(address: str, ca_file: str | None = None) -> Route:
 
 
 def _find_proxy(server: str) -> Proxy | None:
+    from urllib.request import getproxies, proxy_bypass  # without TLS there is no proxy
+
     proxies = getproxies()
     kind = next((kind for kind in ("https", "all") if proxies.get(kind)), None)
     if kind is None or proxy_bypass(server):
@@ -163,6 +166,8 @@ def obstacle(route: Route, error: Exception, *, connecting: bool) -> Obstacle | 
     5. the proxy does not speak HTTP, or breaks off
     6. the platform is not reached
     """
+    import aiohttp
+
     proxy = route.proxy
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _certificate(_whose(route, error), error.certificate_error)

@@ -53,11 +53,48 @@ class Discovered(msgspec.Struct, frozen=True):
     """Configured ids that the token may not see, or that do not exist, and what was listed and cannot be read."""
 
 
+class AskedAhead:
+    """The enterprises of a token, asked for before it is known what earlier runs found.
+
+    Args:
+        connector: calls for the token.
+        enterprise_ids: see `discover`.
+    """
+
+    def __init__(self, connector: Connector, enterprise_ids: Sequence[str] | None) -> None:
+        self._connector = connector
+        self._ids = enterprise_ids
+        # All mutable state: `ask` sets it, at its end.
+        self._done = anyio.Event()
+        self._listed: Listed[Enterprise] = Listed({}, {})
+        self._error: PlatformError | None = None
+
+    async def ask(self) -> None:
+        """Ask for them. What the platform does not tell is raised by `listed` alone."""
+        try:
+            self._listed = await _enterprises(self._connector, self._ids)
+        except PlatformError as error:
+            self._error = error
+        self._done.set()
+
+    async def listed(self) -> Listed[Enterprise]:
+        """The enterprises, once they are known.
+
+        Raises:
+            PlatformError: the platform does not tell.
+        """
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._listed
+
+
 async def discover(
     connector: Connector,
     enterprise_ids: Sequence[str] | None,
     service_ids: Sequence[str] | None,
     expected: int = 0,
+    ahead: AskedAhead | None = None,
 ) -> Discovered:
     """All enterprises and services of a token, or those named.
 
@@ -66,6 +103,7 @@ async def discover(
         enterprise_ids: only these enterprises; `None`: all that the token can see.
         service_ids: only these services of those enterprises; `None`: all.
         expected: about how many services there are, by what earlier runs found; 0: nobody knows.
+        ahead: the same enterprises, if they have been asked for.
 
     Raises:
         PlatformError: the platform does not tell.
@@ -76,7 +114,7 @@ async def discover(
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(asking.ask, enterprise_ids, service_ids)
-            enterprises = await _enterprises(connector, enterprise_ids)
+            enterprises = await (ahead.listed() if ahead else _enterprises(connector, enterprise_ids))
             visible.tell(enterprises.items.values())
     except* PlatformError as errors:
         raise first_error(errors) from None

@@ -29,7 +29,7 @@ from fetcher.loading.beginning import Beginning
 from fetcher.loading.claims import Claims
 from fetcher.loading.closing import Closing
 from fetcher.loading.cursors import Cursors
-from fetcher.loading.discovery import Discovered, discover, why_nothing
+from fetcher.loading.discovery import AskedAhead, Discovered, discover, why_nothing
 from fetcher.loading.handover import Encode, Handover, Send
 from fetcher.loading.page_size import Learned
 from fetcher.loading.pool import Pool
@@ -58,6 +58,7 @@ class PortfolioLoad:
         full: whether to read everything again, whatever is covered.
         claims: which portfolio loads what several see; shared by all loads of the run.
         room: for pages in memory; shared likewise.
+        ahead: its enterprises, if they have been asked for.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class PortfolioLoad:
         full: bool,
         claims: Claims,
         room: Room,
+        ahead: AskedAhead | None = None,
     ) -> None:
         self._config = config
         self._portfolio = portfolio
@@ -82,6 +84,7 @@ class PortfolioLoad:
         self._full = full
         self._claims = claims
         self._room = room
+        self._ahead = ahead
         self._operation = OrdersOperation()
         self._learned = Learned(config.limits.page_size)
         self._cursors = Cursors()
@@ -151,7 +154,7 @@ class PortfolioLoad:
 
     async def _discover(self) -> Discovered:
         portfolio, before = self._portfolio, self._checkpoint.services
-        found = await discover(self._connector, portfolio.enterprise_ids, portfolio.service_ids, before)
+        found = await discover(self._connector, portfolio.enterprise_ids, portfolio.service_ids, before, self._ahead)
         for id_, error in found.refused.items():
             self._tally.fail(f"{id_}: {error}", error.request_id)
         self._checkpoint.spell(service.id for service in found.services)

@@ -28,6 +28,7 @@ from fetcher.connector.room import Room
 from fetcher.connector.slots import slot_file, state_folder, why_none
 from fetcher.connector.transport import HttpTransport, Transport
 from fetcher.loading.claims import Claims, FirstCome
+from fetcher.loading.discovery import AskedAhead
 from fetcher.loading.handover import Encode, Send
 from fetcher.loading.portfolio import PortfolioLoad
 from fetcher.planning.checkpoint import Checkpoint, owners_of
@@ -87,6 +88,9 @@ class Portfolios:
         self._connectors: dict[str, Connector] = {}
         self._tallies = {portfolio.name: Tally(portfolio=portfolio.name) for portfolio in config.portfolios}
         self._loads: list[PortfolioLoad] = []
+        self._ahead: dict[str, AskedAhead] = {}  # by portfolio, once `ask_ahead` runs
+        self._asking = anyio.CancelScope()
+        self._asked = anyio.Event()
         self._walks = anyio.CancelScope()
         self._stopped = False
         self._room = Room(self.ROOM)
@@ -124,11 +128,31 @@ class Portfolios:
     def stop(self) -> None:
         """See `fetcher.job.Loader`."""
         self._stopped = True
-        self._walks.cancel()
+        self.cancel()
 
     def cancel(self) -> None:
         """See `fetcher.job.Loader`."""
+        self._asking.cancel()
         self._walks.cancel()
+
+    async def ask_ahead(self) -> None:
+        """Ask for the enterprises, which takes no progress: for beside whatever brings that. Raises nothing.
+
+        `load`, which comes later, waits for them.
+        """
+        with self._asking:
+            async with anyio.create_task_group() as group:
+                for portfolio in self._config.portfolios:
+                    asked = AskedAhead(self._connectors[portfolio.name], portfolio.enterprise_ids)
+                    self._ahead[portfolio.name] = asked
+                    group.start_soon(asked.ask)
+        self._asked.set()
+
+    async def withdraw(self) -> None:
+        """Load nothing, after `ask_ahead` alone: others will. What they send is counted on top of what was sent."""
+        self.cancel()
+        await self._asked.wait()
+        await self._exits.aclose()
 
     async def load(self, send: MemoryObjectSendStream[Delivery], encode: Encode, records: Progress) -> None:
         """See `fetcher.job.Loader`."""
@@ -175,6 +199,7 @@ class Portfolios:
             full=self._full,
             claims=claims,
             room=self._room,
+            ahead=self._ahead.get(portfolio.name),
         )
 
     async def _connect(self) -> None:

@@ -1,6 +1,6 @@
 """What the processes of one run tell each other, and the socket over which they do.
 
-    the run ─▶ worker      Start, then Granted for each Claim and each Settle, and Stop
+    the run ─▶ worker      Start, then Opened, Granted for each Claim and each Settle, and Stop
     worker ─▶ the run      Claim, Settle, Leave, Parcel, Told, and at last End
 
 Messages are pickled, since both ends are this program. What is large in them (a page's bytes, its columns) is not
@@ -25,17 +25,22 @@ from fetcher.sinks.base import EncodedPage, Progress
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Load these portfolios."""
+    """These portfolios are to be loaded: prepare for it, and ask for what takes no progress."""
 
     config: bytes
     """As `fetcher.config.to_wire` gives it: with the tokens in the clear."""
-    records: Progress
-    """All that the sink holds."""
     full: bool
     log_level: int
 
     def __repr__(self) -> str:
         return "Start(...)"
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """Load them."""
+
+    records: Progress
+    """All that the sink holds."""
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -95,7 +100,7 @@ class End(msgspec.Struct, frozen=True):
     """See `fetcher.job.Loader`."""
 
 
-Message = Start | Stop | Granted | Claim | Settle | Leave | Parcel | Told | End
+Message = Start | Opened | Stop | Granted | Claim | Settle | Leave | Parcel | Told | End
 
 _HEAD = struct.Struct("<IIQ")
 """Count of large parts, length of the pickle, length of all parts."""

@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
@@ -29,7 +30,6 @@ from fetcher.config import Config, PortfolioConfig, resolved, to_wire
 from fetcher.connector.route import find_route
 from fetcher.errors import ConfigError
 from fetcher.loading.claims import FirstCome
-from fetcher.loading.handover import Encode
 from fetcher.planning.checkpoint import watermark_of
 from fetcher.processes.channel import (
     Channel,
@@ -38,6 +38,7 @@ from fetcher.processes.channel import (
     Granted,
     Leave,
     Message,
+    Opened,
     Parcel,
     Settle,
     Start,
@@ -49,6 +50,9 @@ from fetcher.processes.open_files import connections_for
 from fetcher.report import Failure, Tally
 from fetcher.sinks.base import Progress
 from fetcher.sinks.writer import Delivery, deliver
+
+if TYPE_CHECKING:
+    from fetcher.loading.handover import Encode
 
 log = logging.getLogger("fetcher")
 
@@ -96,17 +100,6 @@ def watermarks_of(config: Config, records: Progress) -> dict[str, datetime | Non
     return {one.name: watermark_of(one.name, states, records) for one in config.portfolios}
 
 
-async def check_machine(config: Config) -> None:
-    """Find out, before anything is written anywhere, what could not be told later: by workers that could but die of it.
-
-    Raises:
-        ConfigError: a token is missing, or the platform cannot be reached as configured.
-    """
-    whole = resolved(config)
-    await find_route(whole.platform.address, whole.platform.ca_file)
-    connections_for(whole)
-
-
 def deal(config: Config, processes: int) -> list[Config]:
     """A configuration for each process: each token is in one of them, and none is without.
 
@@ -142,9 +135,13 @@ class Crew:
         config: what to load, and how; `sink.url` is what the workers encode pages for.
         processes: as many at most.
         full: read everything again, whatever is covered.
+        before: by portfolio, what this process has done before: what it sent is in the tallies.
     """
 
-    def __init__(self, config: Config, processes: int, *, full: bool = False) -> None:
+    def __init__(
+        self, config: Config, processes: int, *, full: bool = False, before: Mapping[str, Tally] | None = None
+    ) -> None:
+        self._before = before or {}
         self._config = config
         self._processes = processes
         self._full = full
@@ -159,11 +156,13 @@ class Crew:
     async def __aenter__(self) -> Crew:
         try:
             hands = deal(resolved(self._config), self._processes)
+            for config in hands:  # at first: they are busy with their imports until they are told what to do
+                self._members.append(await self._hire(config))
             # What is wrong here is told here: a worker could but die of it.
             await find_route(self._config.platform.address, hands[0].platform.ca_file)
             connections_for(max(hands, key=lambda config: len(config.portfolios)))
-            for config in hands:
-                self._members.append(await self._hire(config))
+            for member in self._members:
+                await self._tell(member, Start(to_wire(member.config), self._full, log.getEffectiveLevel()))
         except BaseException:  # cancelled, too: who fails to enter is not exited
             await self._exits.aclose()
             raise
@@ -222,10 +221,9 @@ class Crew:
 
     async def _follow(self, member: _Member, send: MemoryObjectSendStream[Delivery], records: Progress) -> None:
         """Take what a worker sends until it ends."""
-        start = Start(to_wire(member.config), records, self._full, log.getEffectiveLevel())
         try:
             async with anyio.create_task_group() as group:
-                await member.channel.send(start)
+                await member.channel.send(Opened(records))
                 group.start_soon(self._pass_on_stop, member)
                 await self._take(member, send, group)
                 group.cancel_scope.cancel()
@@ -271,6 +269,10 @@ class Crew:
         for name in Tally.__struct_fields__:
             if name not in ("committed", "failed"):
                 setattr(tally, name, getattr(told, name))
+        if (before := self._before.get(told.portfolio)) is not None:
+            tally.requests += before.requests
+            tally.retries += before.retries
+            tally.throttled += before.throttled
         tally.failed.extend(told.failed)
 
     async def _pass_on_stop(self, member: _Member) -> None:

@@ -14,12 +14,26 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from importlib.util import find_spec
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from fetcher.config import from_wire
 from fetcher.loading.claims import Claimed
 from fetcher.loading.portfolios import Portfolios
-from fetcher.processes.channel import Channel, Claim, End, Granted, Leave, Message, Parcel, Settle, Start, Stop, Told
+from fetcher.processes.channel import (
+    Channel,
+    Claim,
+    End,
+    Granted,
+    Leave,
+    Message,
+    Opened,
+    Parcel,
+    Settle,
+    Start,
+    Stop,
+    Told,
+)
 from fetcher.sinks import EncodedPage, make_sink
 from fetcher.sinks.writer import Delivery
 
@@ -106,13 +120,18 @@ class Worker:
         logger.handlers = [self._lines]
         logger.setLevel(start.log_level)
         config = from_wire(start.config)
-        encode = make_sink(config.sink_url).encode
         async with Portfolios(config, full=start.full, claims=self._claims) as portfolios:
             async with anyio.create_task_group() as group:
+                group.start_soon(portfolios.ask_ahead)
+                # While the answers are on their way, and the run opens the sink: what it imports takes a while.
+                encode = (await anyio.to_thread.run_sync(make_sink, config.sink_url)).encode
+                opened = await self._channel.receive()
+                if not isinstance(opened, Opened):  # the run ended before it began
+                    os._exit(ABANDONED)
                 group.start_soon(self._listen, portfolios)
                 group.start_soon(self._keep_telling, portfolios)
                 send, receive = anyio.create_memory_object_stream[Delivery](BUFFER)
-                group.start_soon(portfolios.load, send, encode, start.records)
+                group.start_soon(portfolios.load, send, encode, opened.records)
                 with receive:
                     async for delivery in receive:
                         await self._pass_on(delivery)

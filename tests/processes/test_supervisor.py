@@ -163,7 +163,7 @@ def test_a_configuration_arrives_as_it_was_sent_and_shows_its_tokens_to_nobody_e
     assert arrived.limits == config.limits
     assert [one.access_token.resolve("").reveal() for one in arrived.portfolios] == ["A-token", "B-token"]
     assert structs.replace(arrived, portfolios=[], platform=config.platform) == structs.replace(config, portfolios=[])
-    start = Start(to_wire(sent), {}, False, 20)
+    start = Start(to_wire(sent), False, 20)
     assert "-token" not in f"{start!r}{start}{sent!r}{arrived!r}"
 
 
