@@ -21,6 +21,7 @@ from fetcher.simulator import Behaviour, SimulatedPlatform, SimulatorServer, Siz
 
 MOST_SECONDS = 0.35
 MOST_SECONDS_WITH_WORKERS = 0.5
+SINKS = ("null", "jsonl", "parquet", "duckdb")
 FEW = Size(portfolios=2, enterprises=4, services=20, orders=400)
 MANY = Size(portfolios=20, enterprises=40, services=200, orders=4000)
 """Whose tokens together allow more than one process can take."""
@@ -75,10 +76,10 @@ async def measure(rounds: int) -> dict[str, Figure]:
     with work_folder() as folder:
         for number in range(rounds + 1):
             found: dict[str, tuple[float, int]] = {}
-            for name in ("null", "jsonl", "parquet", "duckdb"):
+            for name in SINKS:
                 url = "null:" if name == "null" else f"{name}:{folder}/{number}-few.{name}"
                 found[name] = await few.start(url, folder)
-            for name in ("null", "jsonl", "duckdb"):
+            for name in SINKS:
                 url = "null:" if name == "null" else f"{name}:{folder}/{number}-many.{name}"
                 found[f"{name}, workers"] = await many.start(url, folder)
                 if name != "null":
@@ -92,9 +93,10 @@ async def measure(rounds: int) -> dict[str, Figure]:
 def main() -> None:
     short = options(__doc__ or "")
     figures = asyncio.run(measure(1 if short else 7))
-    print(f"\n{'':24}{'median':>8}{'worst':>8}{'workers':>9}   (seconds to the first request)")
+    print(f"\n{'':24}{'best':>8}{'median':>8}{'worst':>8}{'workers':>9}   (seconds to the first request)")
     for name, figure in figures.items():
-        print(f"{name + ':':24}{median(figure.seconds):8.2f}{max(figure.seconds):8.2f}{figure.workers:9}")
+        seconds = figure.seconds
+        print(f"{name + ':':24}{min(seconds):8.2f}{median(seconds):8.2f}{max(seconds):8.2f}{figure.workers:9}")
     print()
     several = len(os.sched_getaffinity(0)) > 1
     for name, figure in figures.items():

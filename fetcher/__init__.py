@@ -19,36 +19,39 @@ import sys
 if sys.platform == "win32":
     raise ImportError("fetcher runs on POSIX systems alone (Linux, macOS): on Windows, install it within WSL")
 
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from fetcher.config import Config, load_config
-from fetcher.connector.types import OrderOptions, ProductServiceOrder
-from fetcher.errors import (
-    AccessDeniedError,
-    BadResponseError,
-    ConfigError,
-    DataError,
-    FetcherError,
-    IncompleteError,
-    InvalidRequestError,
-    InvalidStatesError,
-    MissingExtraError,
-    PausedError,
-    PlatformError,
-    SetupError,
-    SinkBusyError,
-    SinkError,
-    TooHeavyError,
-    UnavailableError,
-)
-from fetcher.job import Job
-from fetcher.processes.supervisor import processes_for
-from fetcher.report import Failure, PortfolioReport, Report, Tally
-from fetcher.sinks import Page, make_sink
-
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa  # type: ignore[import-untyped]
+
+    from fetcher.config import Config, load_config
+    from fetcher.connector.types import OrderOptions, ProductServiceOrder
+    from fetcher.errors import (
+        AccessDeniedError,
+        BadResponseError,
+        ConfigError,
+        DataError,
+        FetcherError,
+        IncompleteError,
+        InvalidRequestError,
+        InvalidStatesError,
+        MissingExtraError,
+        PausedError,
+        PlatformError,
+        SetupError,
+        SinkBusyError,
+        SinkError,
+        TooHeavyError,
+        UnavailableError,
+    )
+    from fetcher.job import Job
+    from fetcher.report import Failure, PortfolioReport, Report, Tally
+    from fetcher.sinks.base import Page
+
+    __version__: str
 
 __all__ = [
     "AccessDeniedError",
@@ -82,13 +85,54 @@ __all__ = [
     "run",
 ]
 
+# Where each name is defined: imported when it is first asked for, since whatever starts a run imports this module,
+# and a worker of it, say, needs few of them.
+_MODULES = {
+    "fetcher.config": ("Config", "load_config"),
+    "fetcher.connector.types": ("OrderOptions", "ProductServiceOrder"),
+    "fetcher.errors": (
+        "AccessDeniedError",
+        "BadResponseError",
+        "ConfigError",
+        "DataError",
+        "FetcherError",
+        "IncompleteError",
+        "InvalidRequestError",
+        "InvalidStatesError",
+        "MissingExtraError",
+        "PausedError",
+        "PlatformError",
+        "SetupError",
+        "SinkBusyError",
+        "SinkError",
+        "TooHeavyError",
+        "UnavailableError",
+    ),
+    "fetcher.job": ("Job",),
+    "fetcher.report": ("Failure", "PortfolioReport", "Report", "Tally"),
+    "fetcher.sinks.base": ("Page",),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+_SUBMODULES = {"config", "connector", "errors", "job", "loading", "planning", "processes", "report", "sinks"}
+"""What is there without being imported by name, as it always was."""
 
-def __getattr__(name: str) -> str:
-    if name == "__version__":  # read from the installed package, which takes 20 ms that a run can do without
-        from importlib.metadata import version
 
-        return version("fetcher")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a checker would take it for a module that has every name
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":  # read from the installed package, which takes 20 ms that a run can do without
+            from importlib.metadata import version
+
+            return version("fetcher")
+        if name in _SUBMODULES:
+            return import_module(f"fetcher.{name}")
+        if name not in _WHERE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_WHERE[name]), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_SUBMODULES, "__version__"})
 
 
 async def run(config: str | Path | Config, *, full: bool = False) -> Report:
@@ -105,9 +149,13 @@ async def run(config: str | Path | Config, *, full: bool = False) -> Report:
 
     What failed at the platform raises nothing: see the report's `complete` and `failed`.
     """
+    from fetcher.job import Job
+    from fetcher.processes.supervisor import processes_for
+    from fetcher.sinks import later_sink
+
     settings = _config(config)
     processes = settings.limits.processes and processes_for(settings)
-    async with Job(settings, sink=make_sink(settings.sink_url), full=full, processes=processes) as job:
+    async with Job(settings, sink=later_sink(settings.sink_url), full=full, processes=processes) as job:
         return await job.run()
 
 
@@ -117,6 +165,8 @@ def open(config: str | Path | Config) -> Job:  # noqa: A001 `fetcher.open` reads
     Raises:
         ConfigError: the configuration is wrong; a missing token is told on entering.
     """
+    from fetcher.job import Job
+
     return Job(_config(config))
 
 
@@ -137,4 +187,6 @@ def load(config: str | Path | Config) -> pa.Table:
 
 
 def _config(config: str | Path | Config) -> Config:
+    from fetcher.config import Config, load_config
+
     return config if isinstance(config, Config) else load_config(config)

@@ -26,13 +26,12 @@ from fetcher.job import Job
 from fetcher.planning.checkpoint import PortfolioStatus, describe
 from fetcher.processes.supervisor import processes_for
 from fetcher.report import Report
-from fetcher.sinks import Sink, make_sink
+from fetcher.sinks import LaterSink, Sink, later_sink, make_sink
+from fetcher.terminal.plain import RunOptions, plain_run
 from fetcher.terminal.text import steady_output, to_json
-from fetcher.terminal.view import ConsoleHandler, View, failure_line, summary, table
+from fetcher.terminal.view import ConsoleHandler, View, failure_line, standard_error, summary, table
 
 if TYPE_CHECKING:  # each command imports what it alone needs
-    from rich.console import Console
-
     from fetcher.prospect.check import Check
     from fetcher.prospect.plan import PortfolioPlan
     from fetcher.simulator.process import Options
@@ -104,17 +103,23 @@ def run(
     that was committed usable. Exits 0 if everything is there, 1 if a part failed (it is named, and the next run takes
     it up), 2 for a mistake in the configuration, 130 if interrupted.
     """
-    settings = _settings(config, sink, from_, until)
-    if as_json and settings.sink_url == "jsonl:-":
+    options = RunOptions(config=config, sink=sink, from_=from_, until=until, full=full, as_json=as_json, quiet=quiet)
+    raise typer.Exit(_run_job(options))
+
+
+def _run_job(options: RunOptions) -> int:
+    """What `fetcher run` does; returns its exit code."""
+    settings = _settings(options.config, options.sink, options.from_, options.until)
+    if options.as_json and settings.sink_url == "jsonl:-":
         raise ConfigError("--json", "the orders go to standard output already", "Leave it out, or name another sink")
-    target = make_sink(settings.sink_url)
-    report = _load(settings, target, full=full, quiet=quiet or as_json)
-    if as_json:
+    target = later_sink(settings.sink_url)
+    report = _load(settings, target, full=options.full, quiet=options.quiet or options.as_json)
+    if options.as_json:
         _print_json(report)
     else:
         # Where the orders themselves go to standard output, the summary must not.
         print(summary(report), file=sys.stdout if settings.sink_url != "jsonl:-" else sys.stderr)
-    raise typer.Exit(INTERRUPTED if report.interrupted else WHOLE if report.complete else PARTLY)
+    return INTERRUPTED if report.interrupted else WHOLE if report.complete else PARTLY
 
 
 @app.command(short_help="Show what a run would do, and how long it takes.")
@@ -328,7 +333,13 @@ def main() -> None:
     """The program `fetcher`."""
     steady_output()
     try:
-        app(prog_name="fetcher")
+        plain = plain_run(sys.argv[1:])
+        if plain is None:
+            app(prog_name="fetcher")
+        else:
+            sys.exit(_run_job(plain))
+    except KeyboardInterrupt:  # before there was a job to stop
+        sys.exit(INTERRUPTED)
     except FetcherError as error:
         print(f"fetcher: {error}", file=sys.stderr)
         begun = isinstance(error, PlatformError) or (isinstance(error, SinkError) and error.after_start)
@@ -350,19 +361,16 @@ def _settings(path: Path, sink: str | None, from_: str | None, until: str | None
     return check_config(msgspec.structs.replace(config, orders=orders))
 
 
-def _load(config: Config, sink: Sink, *, full: bool = False, quiet: bool = False) -> Report:
+def _load(config: Config, sink: Sink | LaterSink, *, full: bool = False, quiet: bool = False) -> Report:
     """Run the job, with progress on standard error, until its end or a signal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    _log_to(console, quiet=quiet)
+    _log(quiet=quiet)
 
     async def load() -> Report:
         processes = config.limits.processes and processes_for(config)
         async with Job(config, sink=sink, full=full, processes=processes) as job:
             _stop_on_signals(job)
             try:
-                async with View(lambda: job.tallies, console, quiet=quiet):
+                async with View(lambda: job.tallies, standard_error, quiet=quiet):
                     return await job.run()
             except SinkError as error:
                 error.after_start = job.sink_opened
@@ -380,9 +388,7 @@ def _in_job(
     full: bool = False,
 ) -> int:
     """Do something with a job that loads nothing, and show what came of it; returns what `show` does, an exit code."""
-    from rich.console import Console
-
-    _log_to(Console(stderr=True), quiet=True)
+    _log(quiet=True)
 
     async def within() -> int:
         async with Job(config, sink=sink, full=full, hurried=True) as job:
@@ -416,9 +422,9 @@ def _stop_on_signals(job: Job) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def _log_to(console: Console, *, quiet: bool) -> None:
+def _log(*, quiet: bool) -> None:
     logger = logging.getLogger("fetcher")
-    logger.handlers = [ConsoleHandler(console)]
+    logger.handlers = [ConsoleHandler(standard_error)]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 

@@ -13,7 +13,7 @@ from fetcher.config import Config
 from fetcher.errors import ConfigError
 from fetcher.report import Report
 from fetcher.simulator.process import Simulator, start_process
-from fetcher.sinks import Sink, make_sink
+from fetcher.sinks import LaterSink, Sink, later_sink
 from fetcher.terminal.view import summary, table
 
 _QUERIES = [
@@ -32,7 +32,7 @@ _QUERIES = [
 ]
 
 
-def show_demo(orders: int, path: Path, load: Callable[[Config, Sink], Report]) -> int:
+def show_demo(orders: int, path: Path, load: Callable[[Config, Sink | LaterSink], Report]) -> int:
     """Run it and print it; returns the exit code: 0 only if what was loaded is exactly the truth.
 
     Args:
@@ -41,7 +41,7 @@ def show_demo(orders: int, path: Path, load: Callable[[Config, Sink], Report]) -
         load: runs the job.
     """
     url = f"duckdb:{path}"
-    sink = make_sink(url)
+    sink = later_sink(url)
     _make_place(path)
     print(f"starting a simulated platform with {orders:,} orders ...", file=sys.stderr)
     with start_process(["--orders", str(orders), "--latency", "30", "--jitter", "0.5"]) as simulator:

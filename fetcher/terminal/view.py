@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,16 +14,28 @@ import anyio
 
 from fetcher.report import Failure, Report, Tally
 
-if TYPE_CHECKING:  # only a terminal needs tables
+if TYPE_CHECKING:  # a run does without until it has something to print
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
+FIRST_SECONDS = 0.1
+"""Until the first look: a run has its first requests on their way by then, and prepares to print while it waits."""
 REFRESH_SECONDS = 0.25
 LINE_SECONDS = 10.0
 """Between two lines of progress in a log."""
 RATE_SECONDS = 10.0
 """Over which "orders a second" is taken."""
+NOT_BEGUN = ("waiting", None)
+"""How a portfolio begins, which is worth no line."""
+
+
+@cache
+def standard_error() -> Console:
+    """What is printed on beside the result, for all who print there."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 class Speed:
@@ -58,11 +71,11 @@ class View:
 
     Args:
         tallies: gives what each portfolio has done so far.
-        console: standard error.
+        console: gives standard error, once there is something to be shown.
         quiet: whether to show nothing but warnings.
     """
 
-    def __init__(self, tallies: Callable[[], list[Tally]], console: Console, *, quiet: bool) -> None:
+    def __init__(self, tallies: Callable[[], list[Tally]], console: Callable[[], Console], *, quiet: bool) -> None:
         self._tallies = tallies
         self._console = console
         self._quiet = quiet
@@ -74,14 +87,8 @@ class View:
     async def __aenter__(self) -> View:
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
-        if self._quiet:
-            return self
-        if self._console.is_terminal:
-            from rich.live import Live
-
-            self._live = Live(self._table(), console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        self._group.start_soon(self._repeat)
+        if not self._quiet:
+            self._group.start_soon(self._repeat)
         return self
 
     async def __aexit__(
@@ -94,24 +101,31 @@ class View:
 
     async def _repeat(self) -> None:
         next_line = anyio.current_time() + LINE_SECONDS
+        await anyio.sleep(FIRST_SECONDS)
+        console = self._console()
+        if console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(self._table(), console=console, auto_refresh=False, transient=True)
+            self._live.start()
         while True:
             if self._live is not None:
                 self._live.update(self._table(), refresh=True)
             else:
                 due = anyio.current_time() >= next_line
                 next_line += LINE_SECONDS if due else 0
-                self._lines(everybody=due)
+                self._lines(console, everybody=due)
             await anyio.sleep(REFRESH_SECONDS)
 
-    def _lines(self, *, everybody: bool) -> None:
+    def _lines(self, console: Console, *, everybody: bool) -> None:
         """A line for each portfolio that entered another phase, or waits for something new; or for everybody."""
         for tally in self._tallies():
             state = (tally.phase, (tally.note or "").partition(",")[0].rstrip("0123456789 s") or None)
             if everybody and tally.phase in ("done", "failed", "stopped"):
                 continue
-            if everybody or self._phases.get(tally.portfolio) != state:
+            if everybody or self._phases.get(tally.portfolio, NOT_BEGUN) != state:
                 self._phases[tally.portfolio] = state
-                self._console.print(self._line(tally), markup=False, highlight=False, soft_wrap=True)
+                console.print(self._line(tally), markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, tally: Tally) -> str:
         parts = [f"{tally.portfolio}: {tally.phase}"]
@@ -161,13 +175,13 @@ class View:
 class ConsoleHandler(logging.Handler):
     """Log lines on the console, above the live table where there is one."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Callable[[], Console]) -> None:
         super().__init__()
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        self._console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 def summary(report: Report) -> str:

@@ -100,7 +100,7 @@ def shown(tallies: list[Tally], seconds: float, *, terminal: bool = False, quiet
     console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
 
     async def watch() -> str:
-        async with View(lambda: tallies, console, quiet=quiet):
+        async with View(lambda: tallies, lambda: console, quiet=quiet):
             await anyio.sleep(seconds)
             return out.getvalue()
 
@@ -131,7 +131,7 @@ def test_a_log_has_a_line_for_whatever_holds_it_up_and_not_for_each_second_of_it
     out = StringIO()
 
     async def watch() -> None:
-        async with View(waiting, Console(file=out, force_terminal=False, width=200), quiet=False):
+        async with View(waiting, lambda: Console(file=out, force_terminal=False, width=200), quiet=False):
             await anyio.sleep(9)
 
     run_virtually(watch)
@@ -174,7 +174,7 @@ def test_an_error_within_comes_out_as_it_is_and_leaves_the_terminal_in_order() -
     out = StringIO()
 
     async def watch() -> None:
-        async with View(lambda: [loading()], Console(file=out, force_terminal=True), quiet=False):
+        async with View(lambda: [loading()], lambda: Console(file=out, force_terminal=True), quiet=False):
             await anyio.sleep(1)
             raise KeyError("mine")
 
@@ -185,7 +185,7 @@ def test_an_error_within_comes_out_as_it_is_and_leaves_the_terminal_in_order() -
 
 def test_a_log_line_is_the_message_and_no_markup() -> None:
     out = StringIO()
-    handler = ConsoleHandler(Console(file=out, width=20))
+    handler = ConsoleHandler(lambda: Console(file=out, width=20))
     text = "north: [bold] 12 services are loaded by another portfolio"
     handler.emit(logging.LogRecord("fetcher", logging.WARNING, "", 0, "north: %s", (text.partition(" ")[2],), None))
     assert out.getvalue() == f"{text}\n"
