@@ -324,9 +324,10 @@ class Job:
         count = processes_for(self._config, watermarks_of(self._config, records))
         if count == 1:
             return here
+        sent = here.tallies
+        self._here = None  # at first: what is closed has nothing to tell any more
         await here.withdraw()
-        self._here = None
-        return await self._prepare(count, here.tallies)
+        return await self._prepare(count, sent)
 
     async def _load_into(self, sink: Sink, offload: Offload, records: Progress) -> None:
         loader: Loader = self._of(self._here or self._crew)
