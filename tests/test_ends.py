@@ -14,6 +14,7 @@ from fetcher.connector.room import Lease
 from fetcher.connector.transport import Heard, Reply, brings_page
 from fetcher.errors import SinkError
 from fetcher.job import Job
+from fetcher.loading.portfolios import Portfolios
 from fetcher.simulator import SimulatedPlatform, World
 from fetcher.simulator.process import config_document
 from fetcher.simulator.world import MICROS
@@ -83,6 +84,8 @@ def test_the_pages_may_be_left_at_any_time(seed: int) -> None:
                 taken += 1
                 if taken == last:
                     break
+        room = running._alone()._room
+        assert room.free == Portfolios.ROOM, "whatever was on its way"
         return taken
 
     assert run_virtually(check)
