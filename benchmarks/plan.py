@@ -377,7 +377,7 @@ def remarks_on(case: Case, rows: Sequence[Row], world: World | None) -> Iterator
                 f"{found.label}: the least is that of the requests that were sent;"
                 f" of {found.least_requests} it is {case.least().seconds:.1f} s"
             )
-        if case.portfolios > 1:
+        if case.portfolios > 1 and found.shard_by == "auto":
             each = [load(case, found.shard_by, world, 1, only) for only in range(case.portfolios)]
             slowest = max(one.seconds for one in each if one is not None)
             yield f"{found.label}: the slowest portfolio takes {slowest:.1f} s when it is alone"
