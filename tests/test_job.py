@@ -324,7 +324,7 @@ def test_closing_the_pages_ends_the_walks_quietly() -> None:
 
 def test_a_future_end_is_no_end(tmp_path: Path) -> None:
     async def check() -> None:
-        async with site(faults=parse_faults("changes=200")) as here:
+        async with site(faults=parse_faults("changes=50")) as here:
             config = here.config(f"duckdb:{tmp_path / 'o.duckdb'}", page_size=100)
             orders = structs.replace(config.orders, updated_until=datetime(2100, 1, 1, tzinfo=UTC))
             before = here.truth()
