@@ -188,7 +188,7 @@ class Job:
         started = anyio.current_time()
         offload = self._of(self._offload)
         if self._here is not None:
-            self._of(self._group).start_soon(self._here.ask_ahead)
+            await self._of(self._group).start(self._here.ask_ahead)
         if self._sink is None:
             self._sink = await offload(self._of(self._later).make)
             if self._stopped:  # before it was there to be told

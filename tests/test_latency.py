@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -40,6 +41,7 @@ class Hotels:
         self.transport = VirtualTransport(self.platform, Latency(LATENCY), random.Random(1), seconds=30)
         self.sink = KeyedSink()
         self.asked: list[str] = []
+        self.offload: Callable[..., Any] = inline
         post = self.transport.post
 
         async def noted(path: str, body: bytes, heard: Heard, lease: Lease | None = None) -> Reply:
@@ -59,7 +61,7 @@ class Hotels:
             config,
             sink=self.sink,
             transport=self.transport,
-            offload=inline,
+            offload=self.offload,
             chance=random.Random(2),
             ours=self.transport.now,
         ) as job:
@@ -89,6 +91,19 @@ def test_a_run_with_nothing_new_waits_for_discovery_and_one_answer_more(
         assert second.orders == 0
         assert sorted(here.asked) == ["enterprises", "productServiceOrders", *["services"] * pages]
         assert latencies < pages + BODY + 1.1
+
+    run_virtually(scenario)
+
+
+def test_what_is_asked_before_the_sink_is_open_is_not_asked_again_however_soon_that_is() -> None:
+    async def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    async def scenario() -> None:
+        here = Hotels(199)
+        here.offload = at_once
+        await here.run()
+        assert here.asked.count("enterprises") == 1
 
     run_virtually(scenario)
 

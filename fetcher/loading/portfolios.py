@@ -19,6 +19,7 @@ from types import TracebackType
 
 import anyio
 import msgspec
+from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from fetcher.config import Config, PortfolioConfig, ca_file_of
@@ -135,16 +136,17 @@ class Portfolios:
         self._asking.cancel()
         self._walks.cancel()
 
-    async def ask_ahead(self) -> None:
+    async def ask_ahead(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Ask for the enterprises, which takes no progress: for beside whatever brings that. Raises nothing.
 
-        `load`, which comes later, waits for them.
+        To be waited for until it has started; `load`, which comes after that, waits for what is asked.
         """
+        for portfolio in self._config.portfolios:
+            self._ahead[portfolio.name] = AskedAhead(self._connectors[portfolio.name], portfolio.enterprise_ids)
+        task_status.started()
         with self._asking:
             async with anyio.create_task_group() as group:
-                for portfolio in self._config.portfolios:
-                    asked = AskedAhead(self._connectors[portfolio.name], portfolio.enterprise_ids)
-                    self._ahead[portfolio.name] = asked
+                for asked in self._ahead.values():
                     group.start_soon(asked.ask)
         self._asked.set()
 

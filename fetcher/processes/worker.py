@@ -122,7 +122,7 @@ class Worker:
         config = from_wire(start.config)
         async with Portfolios(config, full=start.full, claims=self._claims) as portfolios:
             async with anyio.create_task_group() as group:
-                group.start_soon(portfolios.ask_ahead)
+                await group.start(portfolios.ask_ahead)
                 # While the answers are on their way, and the run opens the sink: what it imports takes a while.
                 encode = (await anyio.to_thread.run_sync(make_sink, config.sink_url)).encode
                 opened = await self._channel.receive()
