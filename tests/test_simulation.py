@@ -194,9 +194,9 @@ async def _close_all(self: Closing, services: Any, target: Any, _moving: Any, ba
 CLOSE, GRID = Closing.close, shards.grid
 
 
-def _give_crumbs(give_away: Callable[..., Any]) -> Callable[..., Any]:
+def _give_crumbs(give_below: Callable[..., Any]) -> Callable[..., Any]:
     def generous(self: Walk, *_: Any) -> Any:
-        return give_away(self, 200, 1e6) if self._scope.splits else None
+        return give_below(self, 200, 1e6) if self._scope.splits else None
 
     return generous
 
@@ -248,7 +248,7 @@ SABOTAGE = {
     "what was read is given away": Sabotage(Walk, "_give_away", _give_what_was_read(Walk._give_away), "P2"),
     "a part that is given away is lost": Sabotage(Walk, "_give_away", _keep_nothing(Walk._give_away), "P1|P3"),
     "parts are given away that are worth nothing": Sabotage(
-        Walk, "_give_away", _give_crumbs(Walk._give_away), "P4: .* were sent, of"
+        Walk, "_give_below", _give_crumbs(Walk._give_below), "P4: .* were sent, of"
     ),
     "a closing round covers what cannot have moved": Sabotage(Closing, "close", _close_all, "P4: .* with nothing new"),
     "enterprises do not share walks": Sabotage(shards, "pack", lambda some: [(one.id,) for one in some], "P4: .* sent"),

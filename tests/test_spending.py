@@ -61,8 +61,9 @@ GOALS = {  # with nothing new there are no requests to spare
     "creation, strict": Spent(1.8, 3.0, 1.0),
 }
 REACHED = {
-    ("one, 25 days", "update"): Spent(1.3, 2.25, 1.0),
-    ("one service, 25 days", "update"): Spent(1.3, 2.8, 1.0),
+    ("one, 25 days", "update"): Spent(1.25, 2.15, 1.0),
+    ("one service, 25 days", "update"): Spent(1.3, 2.25, 1.0),
+    ("one service, 25 days", "creation, lenient"): Spent(1.45, 2.2, 1.0),
 }
 """Where the goals are not reached."""
 

@@ -253,10 +253,15 @@ class Pool:
             )
 
 
+LITTLE = 0.05
+"""Of a walk's pages: so many parts cost the budget little, a request each at the most."""
+
+
 def parts_to_give(most: int, walkers: int, free: int, pages: float, at_once: float) -> int:
     """How many parts a walk may give away: its share of the walkers that have nothing to do.
 
-    Where the budget binds, parts only cost requests: then no more than keep it busy.
+    Where the budget binds, parts only cost requests: then no more than keep it busy, or than cost little. That it binds
+    is guessed from a page or two, and where the newest time is the densest it often does not.
 
     Args:
         most: walks side by side.
@@ -267,5 +272,5 @@ def parts_to_give(most: int, walkers: int, free: int, pages: float, at_once: flo
     """
     idle = most - walkers
     if pages > free:
-        idle = min(idle, ceil(at_once) + 1 - walkers)
+        idle = min(idle, max(ceil(at_once) + 1 - walkers, int(pages * LITTLE)))
     return max(0, min(-(-idle // walkers), idle, free))

@@ -25,6 +25,8 @@ from tests.virtual import run_virtually
 
 CLOSE = 0.25
 """By which an estimate may miss, of what the run really took."""
+CLOSE_IN_TIME = 0.35
+"""In seconds: the last of several portfolios ends the run, and a walk more or less side by side is a whole answer."""
 UNDER_WAY = 0.15
 """By which it may in the middle of a load, of the whole load: what was read is no fair sample of what is left."""
 
@@ -87,7 +89,7 @@ class Outcome(NamedTuple):
     def check(self) -> None:
         """The plan came close."""
         assert self.requests == pytest.approx(self.report.requests, rel=CLOSE)
-        assert self.planned_seconds == pytest.approx(self.seconds, rel=CLOSE)
+        assert self.planned_seconds == pytest.approx(self.seconds, rel=CLOSE_IN_TIME)
         assert self.least_requests <= self.report.requests
 
 
