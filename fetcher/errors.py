@@ -6,7 +6,7 @@ holds a request body, a header or a token: tokens travel in request bodies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,18 @@ class SinkError(FetcherError):
 
 class SinkBusyError(SinkError):
     """Another process writes to this sink now."""
+
+
+class TakenOverError(SinkError):
+    """Another run, or another process of this one, has taken `portfolios` over: what this one commits counts no more.
+
+    Nothing of the batch was kept; without what is of those portfolios it can be committed.
+    """
+
+    def __init__(self, sink: str, portfolios: Collection[str]) -> None:
+        cause = "another run, or another process, has taken this over meanwhile, and goes on from what is durable"
+        super().__init__(sink, cause, "Nothing is lost; run one at a time if it was not meant")
+        self.portfolios = frozenset(portfolios)
 
 
 class SinkAbandonedError(SinkError):

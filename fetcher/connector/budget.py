@@ -10,13 +10,19 @@ The steady rate is requests / (per_seconds + latency): at 200 in 30 seconds and 
 
 Several processes of one machine share the slots, by a memory in which a slot is one process's at a time. What another
 one holds is found out when it is in the way: a slot that seems free turns out to be held, and until when.
+
+A token that moves to another machine has one budget at a time: the new one *inherits* what the old one held, and that
+is everything, for as long as the old one may go on and its requests may be on their way, unless it has said what it is.
+The old one has the right to send for a while only, unless that is confirmed again and again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from fetcher.connector.share import Share
@@ -53,7 +59,7 @@ class Slot:
     @property
     def stale(self) -> bool:
         """Whether it was waited with for so long that somebody else may take the slot: give it back, `unsent`."""
-        return self._budget.now() - self._sent_at > self._budget.arrival_seconds
+        return self._budget.now() - self._sent_at > self._budget.arrival_seconds or not self._budget.allowed
 
     def leaves(self) -> None:
         """The request is sent now, and not when the slot was taken."""
@@ -108,9 +114,9 @@ class RequestBudget:
         self.per_seconds = per_seconds
         self.arrival_seconds = arrival_seconds
         self._memory = memory
-        # All mutable state; it changes in `acquire`, `give_back`, `pause`, `note_accepted`, `note_refused` and
-        # `_serve`, none of which waits in between, so every task sees it whole. A slot's number is in one place: with
-        # whoever sends, in `_held`, or in `_places`.
+        # All mutable state; it changes in `acquire`, `give_back`, `pause`, `inherit`, `allow_until`, `note_accepted`,
+        # `note_refused` and `_serve`, none of which waits in between, so every task sees it whole. A slot's number is
+        # in one place: with whoever sends, in `_held`, or in `_places`.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sent = 0  # slots of requests on their way
         self._held: list[tuple[float, int]] = []  # heap: until when, and the slot's number; others' too
@@ -120,6 +126,7 @@ class RequestBudget:
         self._waiters: deque[asyncio.Future[int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._paused_until = 0.0
+        self._allowed_until = math.inf  # who owns the token until further notice has no need of it
         self._share = Share(requests, per_seconds)
         self._probes: set[int] = set()  # numbers of slots that were taken beyond the share, and are on their way
 
@@ -138,6 +145,47 @@ class RequestBudget:
     def paused_seconds(self) -> float:
         """How long the platform asked to wait, from now; 0 if it did not."""
         return max(0.0, self._paused_until - self.now())
+
+    @property
+    def allowed(self) -> bool:
+        """Whether anything may be sent: see `allow_until`."""
+        return self.now() < self._allowed_until
+
+    def allow_until(self, time: float) -> None:
+        """Grant nothing from then on, in seconds of the event loop: until then nobody else sends with the token.
+
+        Whoever may lose it to another machine says this again before it is over.
+        """
+        self._allowed_until = time
+        self._serve()
+
+    def inherit(self, seconds: Iterable[float]) -> None:
+        """As many slots are held for so long, from now: what was sent with the token elsewhere, before it came here.
+
+        To be called before anything is sent.
+
+        Args:
+            seconds: of each slot that was not free there.
+        """
+        now = self.now()
+        for until in sorted((now + more for more in seconds if more > 0), reverse=True)[: self.requests]:
+            if self._places:
+                place = self._places.pop()
+                other = None if self._memory is None else self._memory.take(place, until)
+                heapq.heappush(self._held, (until if other is None else max(until, other), place))
+            elif self._held and self._held[0][0] < until:  # what is held here is more than that
+                heapq.heapreplace(self._held, (until, self._held[0][1]))
+
+    def left_over(self) -> list[float]:
+        """For how many seconds from now each slot is held that is not free: what somebody else is to `inherit`."""
+        now = self.now()
+        self._release()
+        self._look()
+        held = [until - now for until, _ in self._held]
+        held += [self.arrival_seconds + self.per_seconds] * self._sent
+        if (pause := self.paused_seconds) > 0:  # which is for whoever has the token
+            held = [max(pause, seconds) for seconds in held] + [pause] * (self.requests - len(held))
+        return held
 
     def now(self) -> float:
         """The event loop's time, in seconds."""
@@ -196,7 +244,7 @@ class RequestBudget:
         self._share.refused(self.now(), sent_at, accepted=len(self._held) - 1)
 
     def _available(self) -> bool:
-        return self.now() >= self._paused_until and (self._within_share() or self._may_probe())
+        return self._paused_until <= self.now() < self._allowed_until and (self._within_share() or self._may_probe())
 
     def _within_share(self) -> bool:
         return self._sent + len(self._held) < self.share
@@ -270,8 +318,10 @@ class RequestBudget:
             self._timer = asyncio.get_running_loop().call_at(wake, self._serve)
 
     def _next_change(self) -> float | None:
-        """The earliest time at which a waiter may be served; `None` if only `give_back` can bring it about."""
+        """The earliest time at which a waiter may be served; `None`: it takes a `give_back`, or an `allow_until`."""
         now = self.now()
+        if now >= self._allowed_until:
+            return None
         if now < self._paused_until:
             return self._paused_until
         times = [self._held[0][0]] if self._held else []

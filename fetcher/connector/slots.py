@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
+from os import uname
 from pathlib import Path
 
 try:
@@ -28,6 +29,8 @@ try:
 except ImportError:  # Windows has no such lock: there the budget has no memory
     fcntl = None
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""On Linux, what is another one after each start of the machine."""
 _TIME_BYTES = 8
 """A double, in the machine's own order: aligned, so that whoever looks sees it whole."""
 _DAY = 86_400.0
@@ -163,6 +166,24 @@ def slot_file(
         return SlotFile(folder / f"budget-{name}", slots, longest, now)
     except (OSError, ValueError):
         return None
+
+
+def place_of(folder: Path | None) -> str | None:
+    """Names the memory that files in `folder` are: who is told the same name shares it, and nobody else.
+
+    The times in it are of one start of one machine, and its folder may be one of many of the same name (in containers).
+    `None`: there is none.
+    """
+    if folder is None or fcntl is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+        started = _BOOT.read_text().strip() if _BOOT.exists() else uname().nodename
+    except OSError:
+        return None
+    text = f"{started}\0{found.st_dev}\0{found.st_ino}"
+    return blake2b(text.encode(), digest_size=12, person=b"fetcher-place").hexdigest()
 
 
 def why_none() -> str:

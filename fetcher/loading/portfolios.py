@@ -26,11 +26,13 @@ from fetcher.config import Config, PortfolioConfig, ca_file_of
 from fetcher.connector.budget import RequestBudget
 from fetcher.connector.client import Connector, Credentials, Platform
 from fetcher.connector.room import Room
-from fetcher.connector.slots import slot_file, state_folder, why_none
+from fetcher.connector.slots import place_of, slot_file, state_folder, why_none
 from fetcher.connector.transport import HttpTransport, Transport
+from fetcher.errors import TakenOverError
 from fetcher.loading.claims import Claims, FirstCome
 from fetcher.loading.discovery import AskedAhead
 from fetcher.loading.handover import Encode, Send
+from fetcher.loading.ownership import Ownership
 from fetcher.loading.portfolio import PortfolioLoad
 from fetcher.planning.checkpoint import Checkpoint, owners_of
 from fetcher.processes.open_files import connections_for
@@ -62,6 +64,7 @@ class Portfolios:
         chance: where jitter comes from.
         ours: this machine's time, in seconds since 1970.
         patience: `None`: as configured.
+        room: for pages being received, shared with others of this process; `None`: `ROOM` of its own.
     """
 
     ROOM = 8
@@ -77,6 +80,7 @@ class Portfolios:
         chance: random.Random | None = None,
         ours: Callable[[], float] = time.time,
         patience: Patience | None = None,
+        room: Room | None = None,
     ) -> None:
         self._config = config
         self._full = full
@@ -92,9 +96,12 @@ class Portfolios:
         self._ahead: dict[str, AskedAhead] = {}  # by portfolio, once `ask_ahead` runs
         self._asking = anyio.CancelScope()
         self._asked = anyio.Event()
+        self._lost: dict[str, TakenOverError] = {}  # by portfolio
+        self._scopes = {portfolio.name: anyio.CancelScope() for portfolio in config.portfolios}
         self._walks = anyio.CancelScope()
         self._stopped = False
-        self._room = Room(self.ROOM)
+        self._remembers = transport is None
+        self._room = room or Room(self.ROOM)
 
     async def __aenter__(self) -> Portfolios:
         try:
@@ -117,6 +124,8 @@ class Portfolios:
             tally.budget_used = connector.budget.used
             tally.budget_limit = connector.budget.share
             tally.note = connector.platform.circuit.describe(connector.platform.clock)
+            if not connector.budget.allowed and tally.phase not in ("done", "failed", "stopped"):
+                tally.note = "waits for the sink, which has to say whose it is"
             if tally.note is None and (pause := connector.budget.paused_seconds) >= 0.5:
                 tally.note = f"paused by the platform for {pause:.0f} s"
         return self._tallies
@@ -168,10 +177,31 @@ class Portfolios:
                         checkpoint = self.checkpoint(portfolio, records, owners)
                         load = self._prepare(portfolio, checkpoint, partial(deliver, send), encode, self._claims)
                         self._loads.append(load)
-                        group.start_soon(load.run)
+                        group.start_soon(self._run, load)
             with suppress(anyio.BrokenResourceError):  # whoever took the pages has left
                 for load in self._loads if self._stopped else ():
                     await load.interrupt()
+
+    def lose(self, error: TakenOverError) -> None:
+        """End the loads of portfolios that are somebody else's now; what they reached counts there. May be repeated."""
+        for name in error.portfolios & self._scopes.keys():
+            self._lost[name] = error
+            self._scopes[name].cancel()
+            self._tell_lost(name)
+
+    def hold_back(self) -> None:
+        """Send nothing until the portfolios are taken: somebody else may send with their tokens (see `Ownership`)."""
+        for connector in self._connectors.values():
+            connector.budget.allow_until(0)
+
+    def budgets(self) -> Mapping[str, RequestBudget]:
+        """Each portfolio's."""
+        return {name: connector.budget for name, connector in self._connectors.items()}
+
+    @property
+    def place(self) -> str | None:
+        """Where the budgets remember what is sent (see `place_of`); `None`: nowhere."""
+        return place_of(state_folder()) if self._remembers else None
 
     def checkpoint(
         self, portfolio: PortfolioConfig, records: Progress, owners: Mapping[str, Collection[str]]
@@ -186,6 +216,20 @@ class Portfolios:
     def prospect(self, portfolio: PortfolioConfig, checkpoint: Checkpoint) -> PortfolioLoad:
         """A portfolio's load that is to be planned, and not run; it claims nothing."""
         return self._prepare(portfolio, checkpoint, _nowhere, as_it_is, FirstCome())
+
+    async def _run(self, load: PortfolioLoad) -> None:
+        name = load.portfolio
+        with self._scopes[name]:
+            await load.run()
+        if name in self._lost:
+            self._tell_lost(name)
+            # Whoever has it now loads what it has not.
+            await self._claims.leave(name, None, for_others=False)
+
+    def _tell_lost(self, name: str) -> None:
+        tally = self._tallies[name]
+        tally.phase, tally.watermark, tally.failed = "failed", None, []
+        tally.fail(str(self._lost[name]))
 
     def _prepare(
         self, portfolio: PortfolioConfig, checkpoint: Checkpoint, send: Send, encode: Encode, claims: Claims
@@ -240,9 +284,12 @@ class Portfolios:
         limits = self._config.limits
         memory = None
         if self._transport is None:
-            address, longest = self._config.platform.address, limits.per_seconds + limits.request_seconds
+            # What is inherited can be held for longer than what was sent from here.
+            longest = limits.per_seconds + limits.request_seconds + Ownership.SECONDS
+            address = self._config.platform.address
             memory = slot_file(state_folder(), address, token, slots=limits.requests, longest=longest)
             if memory is None:
+                self._remembers = False
                 log.warning("what this process sends cannot be remembered for the next: %s", why_none())
             else:
                 self._exits.callback(memory.close)

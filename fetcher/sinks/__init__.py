@@ -37,12 +37,19 @@ _MODULES = {
 }
 _SLOW = {"parquet": ("pyarrow",), "duckdb": ("duckdb", "pyarrow")}
 """By scheme, packages that take a tenth of a second to import."""
+_SHARED = frozenset({"postgresql", "postgres"})
+"""Schemes of sinks that are `Sink.shared`."""
 
 
 class LaterSink(msgspec.Struct, frozen=True):
     """A sink that is yet to be made: what can be wrong with its URL is told already, what takes time is not done."""
 
     url: str
+
+    @property
+    def shared(self) -> bool:
+        """See `Sink.shared`."""
+        return self.url.partition(":")[0] in _SHARED
 
     def make(self) -> Sink:
         """Make it. Imports what it needs, so that it is for a thread.

@@ -8,7 +8,7 @@ them beside its rows and hands them back when it is opened again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, ClassVar
@@ -167,6 +167,20 @@ def kept_aside(pages: Iterable[EncodedPage]) -> tuple[set[tuple[str, str]], list
     return gone, list(rows.values())
 
 
+def portfolios_of(batch: Batch) -> set[str]:
+    """The portfolios of which a batch has anything."""
+    return {page.portfolio for page in batch.pages} | {name.partition("/")[0] for name in batch.progress}
+
+
+def without(batch: Batch, portfolios: Collection[str]) -> Batch:
+    """A batch less what is of these portfolios."""
+    return Batch(
+        pages=[page for page in batch.pages if page.portfolio not in portfolios],
+        progress={n: record for n, record in batch.progress.items() if n.partition("/")[0] not in portfolios},
+        forget_before={name: time for name, time in batch.forget_before.items() if name not in portfolios},
+    )
+
+
 class Holdings(msgspec.Struct, frozen=True, kw_only=True):
     """What a sink holds, for `fetcher status`; what a sink cannot tell cheaply is `None`."""
 
@@ -199,6 +213,25 @@ class Extent(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress
 
 
+class Predecessor(msgspec.Struct, frozen=True):
+    """Whoever had a portfolio before it was taken, and what that says of the requests of its token."""
+
+    place: str | None
+    """Where what it sent is remembered (`fetcher.connector.slots.place_of`); `None`: nowhere."""
+    held: Sequence[float] | None
+    """Slots of its budget that it had not free when it handed over: for how many seconds from now each is held. `None`:
+    it has not handed over. It was killed, or it is cut off, and may yet believe that the portfolio is its own."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What whoever takes portfolios is told."""
+
+    progress: Progress
+    """The records of these portfolios; nobody else changes them from now on."""
+    predecessors: Mapping[str, Predecessor]
+    """By portfolio; those that nobody had before are not in it."""
+
+
 class Sink(ABC):
     """Somewhere to keep orders.
 
@@ -213,6 +246,9 @@ class Sink(ABC):
     """How many rows make a good commit; the job collects about as many (fewer at the end, or when time is up)."""
     resumes: ClassVar[bool] = True
     """Whether what was committed can be found again by a later run."""
+    shared: ClassVar[bool] = False
+    """Whether many may write at once, on whatever machines, each the portfolios that it has taken (`take`). Then every
+    process that loads opens the sink and commits for itself; else one process of a run commits for all."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -255,7 +291,38 @@ class Sink(ABC):
         with the rest: `mended` orders go from there, `rejected` ones take the place of what is there of their ids.
 
         Raises:
+            TakenOverError: some of the batch's portfolios are somebody else's now; nothing of the batch was kept.
             SinkError: nothing of the batch was kept; the sink can be closed, and opened again by a later run.
+        """
+
+    def take(self, portfolios: Collection[str], place: str | None) -> Taken:
+        """Become the owner of these portfolios, whoever has them now; for sinks that are `shared`.
+
+        Each has an epoch, which is raised. From then on `commit` refuses whatever their owner before sends of them,
+        inside its own transaction, by a `TakenOverError`; what that had committed is in the progress that is returned.
+
+        Args:
+            portfolios: their names.
+            place: where the new owner remembers what it sends; see `Predecessor.place`.
+
+        Raises:
+            SinkError: it cannot be done now.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not shared")
+
+    def lost(self) -> Collection[str]:
+        """Which of the portfolios that were taken are somebody else's by now.
+
+        Raises:
+            SinkError: it cannot be told now.
+        """
+        return ()
+
+    def hand_over(self, held: Mapping[str, Sequence[float]]) -> None:  # noqa: B027 for sinks that are `shared`
+        """The last word of an owner: nothing more is sent. See `Predecessor.held`, by portfolio.
+
+        Raises:
+            SinkError: it cannot be said now; then whoever comes next takes all slots to be held.
         """
 
     def finish(self) -> None:  # noqa: B027 most sinks have nothing left to do

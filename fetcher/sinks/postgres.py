@@ -9,6 +9,12 @@ was committed after all.
 Of versions with the same `updated_utc` the one that the platform answered later stays: there may be several writers,
 and what one of them sends again may be older by now. A row whose `fetched_utc` lies in the future tells of a clock
 that was wrong, and yields.
+
+A portfolio's progress has one owner: whoever took it last. Its epoch is a record beside the others (`NAME/epoch`), so
+that no right is needed that was not before. A commit locks that row last of all, and looks whether the epoch is still
+its own: so the owner before can have committed before it was taken, and is in the progress, or not at all. What holds
+locks without saying anything (a machine that was cut off in mid-commit, a process that was stopped) is ended by the
+server, see `postgres_connection`.
 """
 
 # pyarrow ships no types, so that everything of it is unknown to the checker; what is ours is still checked.
@@ -18,13 +24,27 @@ that was wrong, and yields.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from fetcher.errors import MissingExtraError, SinkError
-from fetcher.sinks.base import Batch, EncodedPage, Extent, Holdings, Page, Progress, RejectedRow, Sink
+import msgspec
+
+from fetcher.errors import MissingExtraError, SinkError, TakenOverError
+from fetcher.sinks.base import (
+    Batch,
+    EncodedPage,
+    Extent,
+    Holdings,
+    Page,
+    Predecessor,
+    Progress,
+    RejectedRow,
+    Sink,
+    Taken,
+    portfolios_of,
+)
 
 try:
     import psycopg
@@ -72,6 +92,25 @@ _DIFFERS = f"({', '.join(f't.{n}' for n in CONTENT)}) IS DISTINCT FROM ({', '.jo
 _UPDATES = ", ".join(f"{name} = excluded.{name}" for name in columns(_TYPES) if name != "id")
 
 
+class _Owner(msgspec.Struct, frozen=True):
+    """A portfolio's record `NAME/epoch`."""
+
+    epoch: int = 0
+    """How often it was taken."""
+    place: str | None = None
+    held: Sequence[float] | None = None
+    """See `Predecessor`; from `at` on."""
+    at: float = 0.0
+    """When that was written: seconds since 1970, by the server's clock."""
+    taken_by: str = ""
+    """Which call of `take` it was: if its answer is lost, and it is made again, it is the same."""
+    before: _Owner | None = None
+    """Who had it then, less who was before."""
+
+
+_NOBODY = msgspec.json.encode(_Owner()).decode()
+
+
 class PostgresSink(Sink):
     """Merges batches into a table of a PostgreSQL database.
 
@@ -80,6 +119,7 @@ class PostgresSink(Sink):
     """
 
     batch_rows = 50_000
+    shared = True
 
     LOCK_KEY = 0x66657463686572  # "fetcher", for the advisory lock under which tables are made
 
@@ -87,6 +127,7 @@ class PostgresSink(Sink):
         super().__init__(address.shown)
         self._schema = address.schema
         self._database = PostgresConnection(address)
+        self._epochs: dict[str, int] = {}  # of each portfolio that was taken
         self._copies = False  # whether the user may make temporary tables: COPY needs one
 
     def probe(self) -> None:
@@ -115,6 +156,56 @@ class PostgresSink(Sink):
         batch, rejected = fitting(page, require_uuids, require_no_nul, require_years)
         text = _csv(batch)
         return EncodedPage.of(page, rows=batch.num_rows, size=text.size, payload=text, rejected=rejected)
+
+    def take(self, portfolios: Collection[str], place: str | None) -> Taken:
+        """See `Sink.take`."""
+        call = uuid4().hex
+
+        def take(db: psycopg.Connection) -> tuple[Taken, dict[str, int]]:
+            make = (
+                "INSERT INTO {progress} (name, record) SELECT name, %s FROM unnest(%s::text[]) AS given (name) "
+                "ORDER BY name ON CONFLICT DO NOTHING"
+            )
+            db.execute(self._sql(make), (_NOBODY, _epoch_names(portfolios)))
+            found, now = self._owners(db, portfolios)
+            taken = {
+                name: owner
+                if owner.taken_by == call
+                else _Owner(owner.epoch + 1, place, taken_by=call, before=msgspec.structs.replace(owner, before=None))
+                for name, owner in found.items()
+            }
+            self._write_owners(db, taken)
+            before = {
+                name: _predecessor(owner.before, now)
+                for name, owner in taken.items()
+                if owner.before is not None and owner.before.epoch
+            }
+            # Only now: what the owners before had committed until then is in it.
+            query = self._sql("SELECT name, record FROM {progress} WHERE split_part(name, '/', 1) = ANY(%s)")
+            records: list[tuple[str, str]] = db.execute(query, (list(portfolios),)).fetchall()
+            return Taken(_others(records), before), {name: owner.epoch for name, owner in taken.items()}
+
+        result, epochs = self._database.transact(take, patient=True)
+        self._epochs |= epochs
+        return result
+
+    def lost(self) -> Collection[str]:
+        """See `Sink.lost`."""
+        if not self._epochs:
+            return ()
+        return self._database.transact(lambda db: self._lost_of(db, self._epochs, lock=False))
+
+    def hand_over(self, held: Mapping[str, Sequence[float]]) -> None:
+        """See `Sink.hand_over`."""
+
+        def write(db: psycopg.Connection) -> None:
+            found, now = self._owners(db, held)
+            mine = {name: owner for name, owner in found.items() if owner.epoch == self._epochs.get(name)}
+            replace = msgspec.structs.replace
+            said = {name: replace(owner, held=tuple(held[name]), at=now) for name, owner in mine.items()}
+            self._write_owners(db, said)
+
+        self._database.transact(write)
 
     def commit(self, batch: Batch) -> Mapping[str, int]:
         """See `Sink.commit`."""
@@ -159,8 +250,42 @@ class PostgresSink(Sink):
     def _commit(self, db: psycopg.Connection, batch: Batch) -> dict[str, int]:
         new = self._merge(db, batch) if any(page.rows for page in batch.pages) else {}
         self._set_aside(db, batch)
+        if lost := self._lost_of(db, portfolios_of(batch) & self._epochs.keys(), lock=True):
+            raise TakenOverError(self.url, lost)
         self._record(db, batch.progress)
         return new
+
+    def _lost_of(self, db: psycopg.Connection, portfolios: Collection[str], *, lock: bool) -> set[str]:
+        """Which of these, that were taken, are somebody else's now; `lock`: those that are not, stay so until the end.
+
+        One whose record is gone is nobody's: somebody has cleared the progress meanwhile.
+        """
+        if not portfolios:
+            return set()
+        found, _ = self._owners(db, portfolios, lock=lock)
+        return {name for name in portfolios if name not in found or found[name].epoch != self._epochs[name]}
+
+    def _owners(
+        self, db: psycopg.Connection, portfolios: Collection[str], *, lock: bool = True
+    ) -> tuple[dict[str, _Owner], float]:
+        """Whose they are, by portfolio, and the server's time in seconds since 1970."""
+        query = (
+            "SELECT name, record, extract(epoch FROM clock_timestamp())::double precision FROM {progress} "
+            f"WHERE name = ANY(%s) ORDER BY name{' FOR UPDATE' if lock else ''}"
+        )
+        rows: list[tuple[str, str, float]] = db.execute(self._sql(query), (_epoch_names(portfolios),)).fetchall()
+        decode = msgspec.json.Decoder(_Owner).decode
+        return {name.partition("/")[0]: decode(record) for name, record, _ in rows}, min(
+            (r[2] for r in rows), default=0.0
+        )
+
+    def _write_owners(self, db: psycopg.Connection, owners: Mapping[str, _Owner]) -> None:
+        query = (
+            "UPDATE {progress} AS t SET record = given.record "
+            "FROM unnest(%s::text[], %s::text[]) AS given (name, record) WHERE t.name = given.name"
+        )
+        records = [msgspec.json.encode(owner).decode() for owner in owners.values()]
+        db.execute(self._sql(query), ([f"{name}/epoch" for name in owners], records))
 
     def _merge(self, db: psycopg.Connection, batch: Batch) -> dict[str, int]:
         """Bring a batch's rows into the table; returns by portfolio how many were new or newer."""
@@ -365,7 +490,7 @@ class PostgresSink(Sink):
     def _progress(self, db: psycopg.Connection) -> Progress:
         if not self._columns_of(db, PROGRESS):
             return {}
-        return dict(db.execute(self._sql("SELECT name, record FROM {progress}")).fetchall())
+        return _others(db.execute(self._sql("SELECT name, record FROM {progress}")).fetchall())
 
     def _sql(self, text: str) -> sql.Composed:
         return sql.SQL(text).format(  # pyright: ignore[reportArgumentType] every text is one of this module's
@@ -379,6 +504,22 @@ class PostgresSink(Sink):
 def make(url: str) -> Sink:
     """The sink for `postgresql://user:password@host:port/database?schema=name`, or whatever else libpq takes."""
     return PostgresSink(read_address(url))
+
+
+def _epoch_names(portfolios: Collection[str]) -> list[str]:
+    return [f"{name}/epoch" for name in portfolios]
+
+
+def _others(records: Sequence[tuple[str, str]]) -> Progress:
+    """The job's own records; who owns what is for the sink alone. (No selection is called `epoch`.)"""
+    return {name: record for name, record in records if name.split("/")[1:] != ["epoch"]}
+
+
+def _predecessor(owner: _Owner, now: float) -> Predecessor:
+    if owner.held is None:
+        return Predecessor(owner.place, None)
+    passed = max(0.0, now - owner.at)
+    return Predecessor(owner.place, [seconds - passed for seconds in owner.held if seconds > passed])
 
 
 def _csv(batch: pa.RecordBatch) -> pa.Buffer:

@@ -4,6 +4,10 @@ A connection may lead through a pooler that hands each transaction another sessi
 a session: no settings at its start, no prepared statements, no temporary tables; what a transaction relies on it says
 itself.
 
+Nor does anybody wait for ever for one that is gone, or was stopped, in the middle of a transaction: the server ends
+what says nothing for `SILENT_SECONDS` between two statements. (While rows come by COPY it waits for longer, but then
+nothing is locked yet that others want.)
+
 Who is in a hurry (`abandon`) waits for no database. What is under way then has `GRACE_SECONDS`; afterwards its
 statement is cancelled, and if not even that helps, the connection is cut. Either the server had committed or it
 had not: rows and progress are one, so the next run finds out which.
@@ -34,10 +38,14 @@ Work = Callable[[psycopg.Connection], T]
 log = logging.getLogger("fetcher")
 
 _SAFE = "What was committed is safe, and the next run goes on from it"
+SILENT_SECONDS = 10
+"""Between two statements of a transaction: they follow each other at once, unless a machine is overwhelmed; then the
+transaction is done again."""
 _SESSION = sql.SQL(
     "SELECT set_config('client_encoding', 'UTF8', true), set_config('DateStyle', 'ISO', true), "
-    "set_config('TimeZone', 'UTC', true), set_config('client_min_messages', 'warning', true)"
-)
+    "set_config('TimeZone', 'UTC', true), set_config('client_min_messages', 'warning', true), "
+    "set_config('idle_in_transaction_session_timeout', {}, true)"
+).format(sql.Literal(f"{SILENT_SECONDS}s"))
 
 
 class Verbatim:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -18,9 +18,9 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from fetcher.errors import first_error
+from fetcher.errors import TakenOverError, first_error
 from fetcher.report import Tally
-from fetcher.sinks.base import Batch, EncodedPage, Page, Sink
+from fetcher.sinks.base import Batch, EncodedPage, Page, Sink, portfolios_of, without
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     accept: Callable[[], Mapping[str, str | None]]
     """Makes room for another page; returns the portfolio's records that change with this page and with what went
     before it, to be committed with it. To be called once, by whoever takes the page."""
+    durable: Callable[[], None] | None = None
+    """To be called once all up to here is durable, which is seen to at once; `None`: nobody waits for it."""
 
 
 async def deliver(stream: MemoryObjectSendStream[Delivery], delivery: Delivery) -> None:
@@ -95,6 +97,8 @@ class Writer:
         offload: runs the sink's methods.
         forget_before: asked at the end, for the last batch's `forget_before`.
         tallies: by portfolio, where it tells what was committed.
+        lose: told of portfolios that somebody else has taken over; what comes of them is dropped from then on. `None`:
+            that ends the run.
     """
 
     FIRST_SECONDS = 1.0
@@ -113,11 +117,15 @@ class Writer:
         offload: Offload,
         forget_before: Callable[[], Mapping[str, str]],
         tallies: Mapping[str, Tally],
+        lose: Callable[[TakenOverError], None] | None = None,
     ) -> None:
         self._sink = sink
         self._offload = offload
         self._forget_before = forget_before
         self._tallies = tallies
+        self._lose = lose
+        self._lost: set[str] = set()  # portfolios; all that follows changes with what comes, and with what is committed
+        self._awaited: list[Callable[[], None]] = []  # see `Delivery.durable`
         self._pages: list[EncodedPage] = []
         self._progress: dict[str, str | None] = {}
         self._rows = 0
@@ -150,19 +158,37 @@ class Writer:
         """Have what was collected made durable, with the progress that it stands for, after what came before it."""
         await self._turn.acquire()
         self._seconds = min(2 * self._seconds, self.COMMIT_SECONDS)
-        pages, progress = self._pages, self._progress
-        self._pages, self._progress, self._rows, self._bytes, self._due = [], {}, 0, 0, None
+        pages, progress, awaited = self._pages, self._progress, self._awaited
+        self._pages, self._progress, self._rows, self._bytes, self._due, self._awaited = [], {}, 0, 0, None, []
         batch = Batch(pages=pages, progress=progress, forget_before=forget_before() if forget_before else {})
-        commits.start_soon(self._commit, batch)
+        commits.start_soon(self._commit, batch, awaited)
 
-    async def _commit(self, batch: Batch) -> None:
-        if batch.pages or batch.progress:
-            for portfolio, new in (await self._offload(self._sink.commit, batch)).items():
+    async def _commit(self, batch: Batch, awaited: Sequence[Callable[[], None]]) -> None:
+        while batch.pages or batch.progress:
+            try:
+                committed = await self._offload(self._sink.commit, batch)
+            except TakenOverError as error:
+                batch = self._rest_of(batch, error)
+                continue
+            for portfolio, new in committed.items():
                 self._tallies[portfolio].committed += new
+            break
+        for tell in awaited:
+            tell()
         # After a failure nobody has a turn any more: what comes later stands on what was not committed.
         self._turn.release()
 
+    def _rest_of(self, batch: Batch, error: TakenOverError) -> Batch:
+        """What of a batch is still ours to commit."""
+        if self._lose is None or portfolios_of(batch).isdisjoint(error.portfolios):
+            raise error
+        self._lost |= error.portfolios
+        self._lose(error)
+        return without(batch, error.portfolios)
+
     def _full(self) -> bool:
+        if self._awaited:
+            return True
         due = self._due is not None and anyio.current_time() >= self._due
         return due or self._rows >= self._sink.batch_rows or self._bytes >= self.BATCH_BYTES
 
@@ -179,6 +205,11 @@ class Writer:
         return True
 
     def _take(self, delivery: Delivery) -> None:
+        if delivery.durable is not None:
+            self._awaited.append(delivery.durable)
+        if delivery.portfolio in self._lost:
+            delivery.accept()  # which makes room
+            return
         if isinstance(delivery.page, EncodedPage):
             self._pages.append(delivery.page)
             self._rows += delivery.page.rows

@@ -9,9 +9,9 @@ import anyio
 import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
-from fetcher.errors import SinkError
+from fetcher.errors import SinkError, TakenOverError
 from fetcher.report import Tally
-from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.sinks.base import Batch, EncodedPage, Holdings, Page, Progress, Sink, portfolios_of
 from fetcher.sinks.writer import Delivery, Writer, deliver
 from tests.virtual import run_virtually
 
@@ -249,3 +249,74 @@ def test_after_a_commit_that_failed_nothing_is_committed(fails_at: int) -> None:
         line.run(feed)
     assert [type(error) for error in caught.value.exceptions] == [SinkError]
     assert line.pages == [[2 * number + 1, 2 * number + 2] for number in range(fails_at - 1)]
+
+
+def test_what_somebody_else_has_taken_over_is_dropped_and_the_rest_is_committed() -> None:
+    async def scenario() -> tuple[KeepingSink, list[str], list[str], int]:
+        sink = KeepingSink()
+        commit, taken, told = sink.commit, {"south"}, []
+        accepted: list[str] = []
+
+        def refuse(batch: Batch) -> Mapping[str, int]:
+            if lost := taken & portfolios_of(batch):
+                raise TakenOverError("memory:", lost)
+            return commit(batch)
+
+        sink.commit = refuse  # type: ignore[method-assign]
+
+        async def offload(function: Callable[..., T], *arguments: object) -> T:
+            return function(*arguments)
+
+        send, receive = anyio.create_memory_object_stream[Delivery](20)
+        tallies = {name: Tally(portfolio=name) for name in ("north", "south")}
+        writer = Writer(sink, offload, dict, tallies, lambda error: told.extend(error.portfolios))
+        for number in range(8):
+            name = ("north", "south")[number % 2]
+
+            def accept(name: str = name, number: int = number) -> Mapping[str, str | None]:
+                accepted.append(name)
+                return {f"{name}/walk": str(number)}
+
+            encoded = EncodedPage(portfolio=name, rows=400, size=100, payload=number)
+            await send.send(Delivery(portfolio=name, page=encoded, accept=accept))
+        send.close()
+        with receive:
+            await writer.run(receive)
+        return sink, accepted, told, tallies["north"].committed
+
+    sink, accepted, told, committed = run_virtually(scenario)
+    assert sorted(number for _, pages, _ in sink.batches for number in pages) == [0, 2, 4, 6]
+    assert all(record.keys() <= {"north/walk"} for _, _, record in sink.batches)
+    assert len(accepted) == 8  # all that came has made room
+    assert "south" in told
+    assert committed == 1600
+
+
+def test_a_batch_of_which_nothing_can_be_left_out_fails() -> None:
+    line = Line()
+
+    def refuse(_batch: Batch) -> Mapping[str, int]:
+        raise TakenOverError("memory:", ["west"])
+
+    line.sink.commit = refuse  # type: ignore[method-assign]
+    with pytest.raises(ExceptionGroup) as failed:
+        line.run(line.send)
+    assert isinstance(failed.value.exceptions[0], TakenOverError)
+
+
+def test_what_is_waited_for_is_durable_at_once() -> None:
+    line = Line(commit_seconds=0.1)
+    durable: list[float] = []
+
+    async def feed(stream: Any) -> None:
+        await line.send(stream, 3)
+
+        def note() -> None:
+            durable.append(anyio.current_time() - 1000)
+
+        await deliver(stream, Delivery(portfolio="north", page=None, accept=dict, durable=note))
+        await anyio.sleep(100)
+
+    line.run(feed)
+    assert durable == [pytest.approx(0.1, abs=0.01)]
+    assert line.pages == [[1, 2, 3]]
