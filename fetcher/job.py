@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from fetcher.config import Config
-from fetcher.errors import FetcherError, SinkAbandonedError, first_error
+from fetcher.errors import FetcherError, SinkAbandonedError, TakenOverError, first_error
 from fetcher.processes.supervisor import Crew, processes_for, watermarks_of
 from fetcher.report import PortfolioReport, Report, Tally
 from fetcher.sinks import LaterSink
@@ -63,6 +63,10 @@ class Loader(Protocol):
 
     def cancel(self) -> None:
         """End the loads at once, and say nothing of it to whoever takes the pages."""
+        ...
+
+    def lose(self, error: TakenOverError) -> None:
+        """End the loads of portfolios that somebody else has taken over. May be called twice."""
         ...
 
     async def load(self, send: MemoryObjectSendStream[Delivery], encode: Encode, records: Progress) -> None:
@@ -127,7 +131,10 @@ class Job:
         self._ours = ours
         self._hurried = hurried
         self._here: Portfolios | None = None
-        self._crew = None if processes is None or processes == 1 else Crew(config, processes, full=full)
+        self._shared = sink is not None and sink.shared
+        self._crew = None
+        if processes is not None and processes > 1:
+            self._crew = self._crew_of(processes)
         self._tallies = [Tally(portfolio=portfolio.name) for portfolio in config.portfolios]  # until there is a loader
         self._exits = AsyncExitStack()
         self._group: TaskGroup | None = None
@@ -188,6 +195,8 @@ class Job:
         started = anyio.current_time()
         offload = self._of(self._offload)
         if self._here is not None:
+            if self._shared:
+                self._here.hold_back()
             await self._of(self._group).start(self._here.ask_ahead)
         if self._sink is None:
             self._sink = await offload(self._of(self._later).make)
@@ -296,13 +305,16 @@ class Job:
     async def _prepare(self, processes: int, before: Mapping[str, Tally] | None = None) -> Loader:
         """Have as many processes ready to load: this one, or so many others."""
         if processes > 1:
-            chosen = self._crew = self._crew or Crew(self._config, processes, full=self._full, before=before)
+            chosen = self._crew = self._crew or self._crew_of(processes, before)
         else:
             chosen = self._here = await self._prepare_here()
         await self._exits.enter_async_context(chosen)
         if self._stopped:  # before it was there to be told
             chosen.stop()
         return chosen
+
+    def _crew_of(self, processes: int, before: Mapping[str, Tally] | None = None) -> Crew:
+        return Crew(self._config, processes, full=self._full, commits=self._shared, before=before)
 
     async def _prepare_here(self) -> Portfolios:
         if self._transport is None and LOADS_HERE not in sys.modules:
@@ -333,7 +345,18 @@ class Job:
         loader: Loader = self._of(self._here or self._crew)
         if self._processes is None:
             loader = await self._choose(self._of(self._here), records)
-        writer = Writer(sink, offload, lambda: loader.settled, loader.tallies)
+        if not self._shared:
+            await self._load_and_write(loader, sink, offload, records)
+        elif isinstance(loader, Crew):
+            await loader.load_and_commit(records)
+        else:
+            from fetcher.loading.ownership import Ownership
+
+            async with Ownership(sink, offload, self._of(self._here)).held() as taken:
+                await self._load_and_write(loader, sink, offload, taken)
+
+    async def _load_and_write(self, loader: Loader, sink: Sink, offload: Offload, records: Progress) -> None:
+        writer = Writer(sink, offload, lambda: loader.settled, loader.tallies, loader.lose)
         send, receive = anyio.create_memory_object_stream[Delivery](self.BUFFER)
         failure: list[Exception] = []
 

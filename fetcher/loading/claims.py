@@ -63,10 +63,12 @@ class _Service:
 class _Load:
     """What is known of a portfolio's load. The names are those of services, in small letters."""
 
-    __slots__ = ("changed", "held", "hoped", "offered")
+    __slots__ = ("before", "changed", "held", "hoped", "loaded", "offered")
 
     def __init__(self) -> None:
+        self.before: set[str] = set()  # of `held`, what it has not claimed since it began again
         self.held: dict[str, None] = {}  # it is to load these
+        self.loaded: dict[str, None] = {}  # it has loaded these
         self.offered: dict[str, None] = {}  # given back by others, and its own as soon as it asks
         self.hoped: set[str] = set()  # it sees these, others hold them, and may give them back
         self.changed = anyio.Event()  # new whenever `offered` or `hoped` has changed
@@ -90,13 +92,29 @@ class FirstCome:
             if service.loaded:
                 continue
             service.ids[portfolio] = id_
-            if service.owner is None:
+            if service.owner is None or name in load.before:
+                load.before.discard(name)
                 service.owner = portfolio
                 load.held[name] = None
                 granted[id_] = service.begun
             elif service.owner != portfolio:
                 load.hoped.add(name)
+        gone, load.before = load.before, set()
+        self._give_back(portfolio, load, gone, gone)  # it sees them no more
         return granted
+
+    def begin_again(self, portfolio: str) -> None:
+        """The portfolio's load is gone, and begins anew: what it had to load, loaded or not, is its own as before."""
+        load = self._loads.pop(portfolio, None)
+        if load is None:
+            return
+        for name in load.hoped:
+            del self._services[name].ids[portfolio]
+        again = self._loads[portfolio] = _Load()
+        again.held = load.held | load.offered | load.loaded
+        again.before = set(again.held)
+        for name in load.loaded:
+            self._services[name].loaded = False
 
     async def settle(self, portfolio: str, refused: Collection[str], begun: Collection[str]) -> Claimed:
         """See `Claims`."""
@@ -149,4 +167,5 @@ class FirstCome:
                 if name in (hoped := self._loads[other].hoped):
                     hoped.discard(name)
                     self._loads[other].changed.set()
+        load.loaded |= load.held
         load.held.clear()

@@ -1,7 +1,4 @@
-"""What the processes of one run tell each other, and the socket over which they do.
-
-    the run ─▶ worker      Start, then Opened, Granted for each Claim and each Settle, and Stop
-    worker ─▶ the run      Claim, Settle, Leave, Parcel, Told, and at last End
+"""The socket over which a run and its loaders on one machine tell each other what `messages` holds.
 
 Messages are pickled, since both ends are this program. What is large in them (a page's bytes, its columns) is not
 copied into the pickle, and arrives in memory that is used again once nobody looks at it any more: to get new memory for
@@ -15,92 +12,8 @@ import pickle
 import socket
 import struct
 from collections import deque
-from collections.abc import Mapping, Sequence
 
-import msgspec
-
-from fetcher.loading.claims import Claimed
-from fetcher.report import Tally
-from fetcher.sinks.base import EncodedPage, Progress
-
-
-class Start(msgspec.Struct, frozen=True):
-    """These portfolios are to be loaded: prepare for it, and ask for what takes no progress."""
-
-    config: bytes
-    """As `fetcher.config.to_wire` gives it: with the tokens in the clear."""
-    full: bool
-    log_level: int
-
-    def __repr__(self) -> str:
-        return "Start(...)"
-
-
-class Opened(msgspec.Struct, frozen=True):
-    """Load them."""
-
-    records: Progress
-    """All that the sink holds."""
-
-
-class Stop(msgspec.Struct, frozen=True):
-    """End soon, and in order."""
-
-
-class Granted(msgspec.Struct, frozen=True):
-    """The answer to what the portfolio asked last."""
-
-    portfolio: str
-    claimed: Claimed
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """See `Claims.claim`."""
-
-    portfolio: str
-    service_ids: Sequence[str]
-
-
-class Settle(msgspec.Struct, frozen=True):
-    """See `Claims.settle`."""
-
-    portfolio: str
-    refused: Sequence[str]
-    begun: Sequence[str]
-
-
-class Leave(msgspec.Struct, frozen=True):
-    """See `Claims.leave`; there is no answer."""
-
-    portfolio: str
-    begun: Sequence[str] | None
-    for_others: bool
-
-
-class Parcel(msgspec.Struct, frozen=True):
-    """A page, and the records that change with it (see `Delivery.accept`)."""
-
-    portfolio: str
-    page: EncodedPage | None
-    changes: Mapping[str, str | None]
-
-
-class Told(msgspec.Struct, frozen=True):
-    """How far the portfolios are, and what is to be logged: levels and texts."""
-
-    tallies: Sequence[Tally]
-    """Of what failed, only that which was not told before."""
-    lines: Sequence[tuple[int, str]]
-
-
-class End(msgspec.Struct, frozen=True):
-    """Everything was sent."""
-
-    settled: Mapping[str, str]
-    """See `fetcher.job.Loader`."""
-
-
-Message = Start | Opened | Stop | Granted | Claim | Settle | Leave | Parcel | Told | End
+from fetcher.processes.messages import Message
 
 _HEAD = struct.Struct("<IIQ")
 """Count of large parts, length of the pickle, length of all parts."""
@@ -108,7 +21,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class Channel:
-    """One end of the socket between a run and a worker; each end sends and receives.
+    """One end of the socket between a run and a loader; see `Link`.
 
     Args:
         end: connected, for this object alone.
@@ -125,11 +38,7 @@ class Channel:
         self._memory = _Memory()
 
     async def send(self, message: Message) -> None:
-        """Send a message, after those that are being sent. Cancelled in the middle, the channel is of no more use.
-
-        Raises:
-            OSError: the other end is gone.
-        """
+        """See `Link`."""
         parts: list[memoryview] = []
         data = pickle.dumps(message, protocol=5, buffer_callback=lambda part: parts.append(part.raw()))
         lengths = b"".join([_LENGTH.pack(len(part)) for part in parts])
@@ -138,7 +47,7 @@ class Channel:
             await self._send_all([head, lengths, data, *parts])
 
     async def receive(self) -> Message | None:
-        """The next message; `None` once the other end is gone."""
+        """See `Link`."""
         loop = asyncio.get_running_loop()
         try:
             head = await self._exactly(loop, memoryview(bytearray(_HEAD.size)))
@@ -210,9 +119,3 @@ def _is_free(buffer: bytearray) -> bool:
     except BufferError:
         return False
     return True
-
-
-def pair() -> tuple[Channel, socket.socket]:
-    """Our end, and the one that the other process is to have."""
-    ours, theirs = socket.socketpair()
-    return Channel(ours), theirs

@@ -50,6 +50,45 @@ def test_who_asks_first_loads_a_service_and_an_id_is_an_id_whatever_its_case() -
     assert told(scenario) == {"a": {"AB-1": False, "ab-2": False}, "b": {"AB-3": False}}
 
 
+def test_a_load_that_begins_again_has_what_it_had_and_gives_back_what_it_sees_no_more() -> None:
+    async def scenario(claims: FirstCome, notes: dict[str, Any]) -> None:
+        await claims.claim("a", ["x", "y", "z"])
+        await claims.claim("b", ["y", "z", "q"])
+        claims.begin_again("a")
+        async with anyio.create_task_group() as group:
+
+            async def wait() -> None:
+                notes["b settles"] = await claims.settle("b", [], [])
+
+            group.start_soon(wait)
+            await anyio.sleep(1)
+            assert not notes
+            notes["a"] = await claims.claim("a", ["X", "y"])
+        notes["a settles"] = await claims.settle("a", [], [])
+        notes["b settles again"] = await claims.settle("b", [], [])
+
+    assert told(scenario) == {
+        "a": {"X": False, "y": False},
+        "b settles": {"z": True},
+        "b settles again": {},
+        "a settles": {},
+    }
+
+
+def test_what_a_load_had_loaded_is_its_own_when_it_begins_again() -> None:
+    async def scenario(claims: FirstCome, notes: dict[str, Any]) -> None:
+        await claims.claim("a", ["x"])
+        await claims.settle("a", [], [])
+        claims.begin_again("a")
+        notes["b"] = await claims.claim("b", ["x"])
+        notes["a"] = await claims.claim("a", ["x"])
+        await claims.leave("a", [])
+        notes["b settles"] = await claims.settle("b", [], [])
+        claims.begin_again("nobody")
+
+    assert told(scenario) == {"b": {}, "a": {"x": False}, "b settles": {"x": False}}
+
+
 def test_what_is_refused_is_offered_to_the_next_one_that_sees_it_in_its_own_spelling() -> None:
     async def scenario(claims: FirstCome, notes: dict[str, Any]) -> None:
         for name, ids in (("a", ["x", "y"]), ("b", ["X"]), ("c", ["x"])):

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
+from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from socket import socketpair
+from typing import NoReturn
 
 import anyio
 import duckdb
@@ -30,12 +32,16 @@ from fetcher.config import Config, from_wire, make_config, parse_instant, resolv
 from fetcher.errors import SinkError
 from fetcher.job import Job
 from fetcher.loading.claims import Claimed, FirstCome
-from fetcher.processes.channel import Channel, Claim, End, Granted, Message, Parcel, Settle, Start, _Memory, pair
-from fetcher.processes.supervisor import Crew, command, deal, processes_for
+from fetcher.processes.channel import Channel, _Memory
+from fetcher.processes.dealing import deal
+from fetcher.processes.local import LocalLoader, command
+from fetcher.processes.messages import Claim, End, Granted, Load, Message, Parcel, Settle
+from fetcher.processes.supervisor import Crew, _Member, processes_for
 from fetcher.processes.worker import RemoteClaims, Worker
 from fetcher.simulator import Latency, parse_faults
 from fetcher.sinks import Batch, EncodedPage, make_sink
 from fetcher.sinks.writer import Writer
+from tests.held import contents, held, rows, twice
 from tests.http import SMALL, Site, site
 from tests.sinks.test_sinks import order, page
 
@@ -46,6 +52,7 @@ def config_of(tokens: list[str], **limits: object) -> Config:
             "platform": {"address": "http://127.0.0.1:1", "client_token": "C"},
             "portfolios": [{"name": f"p{number}", "access_token": token} for number, token in enumerate(tokens)],
             "orders": {"updated_from": parse_instant("2024-01-01", "")},
+            "sink": {"url": "null:"},
             "limits": limits,
         }
     )
@@ -87,8 +94,7 @@ def test_there_are_as_many_processes_as_the_limits_keep_busy() -> None:
 
 def test_messages_arrive_whole_and_in_order_and_pages_stay_as_they_came() -> None:
     async def check() -> None:
-        ours, theirs = pair()
-        other = Channel(theirs)
+        ours, other = map(Channel, socketpair())
         encode = make_sink("jsonl:none.jsonl").encode
         sizes = [number * 7919 % 900 for number in range(150)]  # orders of a page; about 600 bytes each
         pages = [encode(page([order(at, "2024-01-01T00:00:00Z") for at in range(size)])) for size in sizes]
@@ -96,7 +102,7 @@ def test_messages_arrive_whole_and_in_order_and_pages_stay_as_they_came() -> Non
         async def send() -> None:
             for number, one in enumerate(pages):
                 await other.send(Parcel(f"p{number}", one, {"a": None, "b": str(number)}))
-            await other.send(End([None, "2024"]))
+            await other.send(End())
             other.close()
 
         kept: dict[int, EncodedPage] = {}
@@ -110,7 +116,7 @@ def test_messages_arrive_whole_and_in_order_and_pages_stay_as_they_came() -> Non
                 kept[number] = message.page
                 if number >= 5 and number % 3:  # most are let go, and their memory is used again; a third stays
                     del kept[number - 5]
-            assert await ours.receive() == End([None, "2024"])
+            assert await ours.receive() == End()
             assert await ours.receive() is None
         ours.close()
         assert len(kept) > 50
@@ -137,9 +143,8 @@ def test_memory_for_messages_follows_what_is_in_use() -> None:
 
 def test_what_a_worker_sends_is_whole_even_if_the_sender_is_cancelled() -> None:
     async def check() -> None:
-        ours, theirs = pair()
-        other = Channel(theirs)
-        worker = Worker(other)
+        ours, other = map(Channel, socketpair())
+        worker = Worker(other, _gone)
         ids = [f"{number:036}" for number in range(200_000)]  # more than the system holds on the way
         async with anyio.create_task_group() as group:
             group.start_soon(worker._send, Claim("p", ids))
@@ -148,8 +153,8 @@ def test_what_a_worker_sends_is_whole_even_if_the_sender_is_cancelled() -> None:
             group.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 assert await ours.receive() == Claim("p", ids)
-        await worker._send(End([]))
-        assert await ours.receive() == End([])
+        await worker._send(End())
+        assert await ours.receive() == End()
         ours.close()
         other.close()
 
@@ -163,8 +168,8 @@ def test_a_configuration_arrives_as_it_was_sent_and_shows_its_tokens_to_nobody_e
     assert arrived.limits == config.limits
     assert [one.access_token.resolve("").reveal() for one in arrived.portfolios] == ["A-token", "B-token"]
     assert structs.replace(arrived, portfolios=[], platform=config.platform) == structs.replace(config, portfolios=[])
-    start = Start(to_wire(sent), False, 20)
-    assert "-token" not in f"{start!r}{start}{sent!r}{arrived!r}"
+    load = Load(to_wire(sent), None)
+    assert "-token" not in f"{load!r}{load}{sent!r}{arrived!r}"
 
 
 def test_each_portfolio_gets_the_answer_to_what_it_asked_however_late() -> None:
@@ -218,6 +223,15 @@ def test_each_portfolio_gets_the_answer_to_what_it_asked_however_late() -> None:
     anyio.run(check)
 
 
+def _gone() -> NoReturn:
+    raise AssertionError("the run is there")
+
+
+def process_of(member: _Member) -> Process:
+    assert isinstance(member.loader, LocalLoader)
+    return member.loader.process
+
+
 WIDE = structs.replace(SMALL, portfolios=4, enterprises=9)
 
 
@@ -260,28 +274,60 @@ async def loaded(job: Job, orders: int) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_a_process_that_is_killed_spoils_no_other_and_the_next_run_takes_up_its_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["jsonl", "duckdb", "postgresql"])
+def test_what_a_process_had_that_is_killed_goes_on_in_another(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
     async def check() -> None:
-        url = f"jsonl:{tmp_path / 'o.jsonl'}"
+        url = {"jsonl": f"jsonl:{tmp_path / 'o.jsonl'}", "duckdb": f"duckdb:{tmp_path / 'o.duckdb'}"}.get(kind)
+        url = url or request.getfixturevalue("schema_url")
         async with site(WIDE, latency=Latency(0.02)) as here:
             async with half_done(here, url) as (job, crew):
 
                 async def kill() -> None:
                     await loaded(job, 50)
-                    crew._members[0].process.kill()
+                    process_of(crew._members[1]).kill()
 
                 async with anyio.create_task_group() as group:
                     group.start_soon(kill)
                     report = await job.run()
-            ours = [portfolio.name for portfolio in crew._members[0].config.portfolios]
-            failed = {failure.portfolio: failure.error for failure in report.failed}
-            assert not report.complete
-            assert failed
-            assert set(failed) <= set(ours)
-            assert all("was killed by signal 9" in error and "run again" in error for error in failed.values())
-            assert all(one.complete for name, one in report.portfolios.items() if name not in ours)
+            assert "was killed by signal 9: what it loaded" in caplog.text
+            assert report.failed == []
+            assert report.complete
+            assert not twice(rows(url), keyed=kind != "jsonl")
+            assert held(url) == contents(here.platform.world.bodies)
+            assert len(here.truth()) - 200 < report.orders <= len(here.truth())
             again = await fetcher.run(here.config(url))
-            assert again.complete
+            assert (again.complete, again.orders) == (True, 0)
+
+    anyio.run(check)
+
+
+def test_a_portfolio_that_ends_every_process_is_given_up_and_named_and_the_next_run_takes_it_up(
+    tmp_path: Path,
+) -> None:
+    async def check() -> None:
+        url = f"jsonl:{tmp_path / 'o.jsonl'}"
+        async with site(WIDE, latency=Latency(0.02)) as here:
+            async with half_done(here, url) as (job, crew):
+
+                async def kill_all() -> None:
+                    await loaded(job, 50)
+                    while True:
+                        for member in list(crew._members.values()):
+                            member.loader.kill()
+                        await asyncio.sleep(0.1)
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(kill_all)
+                    report = await job.run()
+                    group.cancel_scope.cancel()
+            failed = {failure.portfolio: failure.error for failure in report.failed}
+            assert failed
+            assert all("was killed by signal 9, and so did those before" in error for error in failed.values())
+            assert all("run again" in error for error in failed.values())
+            assert all(one.complete for name, one in report.portfolios.items() if name not in failed)
+            assert (await fetcher.run(here.config(url))).complete
             assert sorted(ids_in(tmp_path / "o.jsonl")) == sorted(here.truth())
 
     anyio.run(check)
@@ -328,8 +374,8 @@ def test_stopping_keeps_what_a_worker_sent_that_has_ended(tmp_path: Path, monkey
                 assert job._crew is not None
 
                 async def stop(crew: Crew) -> None:
-                    for member in crew._members:
-                        await member.process.wait()
+                    for member in crew._members.values():
+                        await process_of(member).wait()
                     job.stop()
                     await asyncio.sleep(0)
                     stopped.set()
@@ -349,8 +395,8 @@ def test_a_worker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyte
         async with site(WIDE) as here:
             before = await fetcher.run(here.config(url, processes=1))
             async with half_done(here, url) as (job, crew):
-                for member in crew._members:
-                    member.process.send_signal(signal.SIGSTOP)
+                for member in crew._members.values():
+                    process_of(member).send_signal(signal.SIGSTOP)
                 job.stop()
                 report = await job.run()
             assert report.interrupted
@@ -373,8 +419,8 @@ def test_cancelling_leaves_no_process_behind(seconds: float, tmp_path: Path) -> 
                 async with job:
                     await job.run()
             assert seconds < 0.05 or len(job._crew._members) == 2
-            for member in job._crew._members:
-                assert member.process.returncode is not None
+            for member in job._crew._members.values():
+                assert process_of(member).returncode is not None
             assert (await fetcher.run(here.config(url))).complete
             assert sorted(ids_in(tmp_path / "o.jsonl")) == sorted(here.truth())
 
@@ -396,15 +442,15 @@ def test_a_sink_that_fails_is_what_is_told(tmp_path: Path) -> None:
                 async with job:
                     await job.run()
             assert job._crew is not None
-            assert all(member.process.returncode is not None for member in job._crew._members)
+            assert all(process_of(member).returncode is not None for member in job._crew._members.values())
 
     anyio.run(check)
 
 
 def command_lines(crew: Crew) -> bytes:
     lines: list[bytes] = []
-    for member in crew._members:
-        while not (line := Path(f"/proc/{member.process.pid}/cmdline").read_bytes()):
+    for member in crew._members.values():
+        while not (line := Path(f"/proc/{process_of(member).pid}/cmdline").read_bytes()):
             pass  # its program is being loaded
         lines.append(line)
     return b"".join(lines)
