@@ -209,8 +209,10 @@ def _ask_twice(call: Callable[..., Any]) -> Callable[..., Any]:
     return asking
 
 
-async def _commit_uncounted(self: Writer, batch: Any) -> None:
+async def _commit_uncounted(self: Writer, batch: Any, awaited: Any) -> None:
     await self._offload(self._sink.commit, batch)
+    for tell in awaited:
+        tell()
     self._turn.release()
 
 
