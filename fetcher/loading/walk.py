@@ -202,7 +202,7 @@ class Walk:
     @property
     def position(self) -> Position:
         """Where it stands: what it delivered is newer."""
-        return Position(self._cursor, self._size.count, self._oldest)
+        return Position(self._cursor, self._size.count, self._oldest, self._elsewhere)
 
     async def run(self, deliver: Deliver, share: Share = lambda _pages, _seconds: 0) -> Outcome:
         """Walk to the end, or to where the shard is split: because it must be, or because others may help.

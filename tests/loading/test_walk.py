@@ -417,6 +417,23 @@ def test_the_same_request_is_never_asked_again_after_it_was_too_heavy() -> None:
 # 3. The cursor is gone, or leads nowhere
 
 
+@pytest.mark.parametrize("status", [408, 413])
+def test_that_a_cursor_leads_on_elsewhere_is_found_out_also_if_the_first_request_is_too_much(status: int) -> None:
+    # The cursor's order is of service 0; the part, of the others, is halved before it is answered.
+    orders = hourly(60, 5)
+    trouble = Trouble(seconds=86_400 * 40) if status == 408 else Trouble(services=3)
+    connector = FakeConnector(orders, trouble)
+    part = msgspec.structs.replace(shard(), service_ids=tuple(service(number) for number in range(1, 5)))
+
+    async def walk() -> Trail:
+        trail = Trail(connector, 10)
+        trail.scope.cursors.trying()
+        await trail.all(part, Position(orders[-5]["Id"], 10, elsewhere=True))
+        return trail
+
+    assert run_virtually(walk).scope.cursors.most(7) == 7
+
+
 class Forgetful:
     """Refuses cursors, as often as it is told to."""
 
