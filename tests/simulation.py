@@ -596,7 +596,10 @@ class Story:
         traffic, faulty = self.transport.traffic, self.platform.faults != Faults()
         size = min(config.limits.page_size, traffic.smallest)  # in force
         portfolios = self.world.portfolios.values()
-        allowed = [allowance(self.world, config, one, until=until, size=size) for one in portfolios]
+        inclusive = self.behaviour.inclusive
+        allowed = [
+            allowance(self.world, config, one, until=until, size=size, inclusive=inclusive) for one in portfolios
+        ]
         most = sum(one.requests for one in allowed)
         if faulty:
             met = {

@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -22,6 +22,7 @@ from fetcher.simulator.world import Portfolio, instant
 ORDERS = "productServiceOrders/getAll"
 ROUNDS = 8
 """Of closing, at most."""
+_TICK = timedelta(microseconds=1)
 
 
 class Traffic:
@@ -89,7 +90,9 @@ class Allowance(msgspec.Struct, frozen=True):
         return self.lists + self.walks + self.pages
 
 
-def allowance(world: World, config: Config, portfolio: Portfolio, *, until: datetime, size: int) -> Allowance:
+def allowance(
+    world: World, config: Config, portfolio: Portfolio, *, until: datetime, size: int, inclusive: bool
+) -> Allowance:
     """What a run that reads everything may send, if nothing goes wrong.
 
     Walks given away: a part is to be worth more than a page, so there are no more of them than full pages. But orders
@@ -103,6 +106,7 @@ def allowance(world: World, config: Config, portfolio: Portfolio, *, until: date
         portfolio: whose.
         until: the run's end.
         size: of a page.
+        inclusive: whether the platform sends what is on a window's end in that window, too.
     """
     limits = config.limits
     hotels = [hotel for hotel in portfolio.enterprises.values() if hotel.services]
@@ -114,7 +118,7 @@ def allowance(world: World, config: Config, portfolio: Portfolio, *, until: date
     windows = _windows(config.orders.updated_from, until, limits.window_months)
     pages = given = 0
     for services in packs:
-        for count in _orders_in(world, services, config.orders.updated_from, limits.window_months).values():
+        for count in _orders_in(world, services, config.orders.updated_from, limits.window_months, inclusive).values():
             full = count // size
             pages += full
             if full and limits.shard_by != "portfolio" and limits.walks > 1:
@@ -174,8 +178,13 @@ def _cell(moment: datetime, months: int) -> int:
     return (moment.year * 12 + moment.month - 1) // months
 
 
-def _orders_in(world: World, services: Sequence[int], start: datetime, months: int) -> Counter[int]:
-    """How many orders there are, by their window."""
+def _orders_in(world: World, services: Sequence[int], start: datetime, months: int, inclusive: bool) -> Counter[int]:
+    """How many orders are sent, by the window that they are sent in; what is on an edge may be in two."""
     found = world.query(services, None, None, inclusive=True, states=None, by_creation=False)
-    times = (instant(key) for key in found.keys)
-    return Counter(_cell(moment, months) for moment in times if moment >= start)
+    times = [moment for key in found.keys if (moment := instant(key)) >= start]
+    sent = Counter(_cell(moment, months) for moment in times)
+    if inclusive:
+        # One instant is enough for a bulk change: it may fill a page of the window before.
+        edges = [moment for moment in times if _cell(moment - _TICK, months) < _cell(moment, months)]
+        sent.update(_cell(moment, months) - 1 for moment in edges if moment > start)
+    return sent

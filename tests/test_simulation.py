@@ -59,6 +59,10 @@ def test_every_promise_holds_for_every_seed(first: int) -> None:
     assert spent <= MOST_SPENT * least, f"{spent} requests, of {least} at the least, read everything"
 
 
+def test_a_bulk_change_on_the_edge_of_two_windows_may_fill_a_page_of_both() -> None:
+    simulate(700_082)  # an order more or less, and no page is full: few seeds have it
+
+
 ALONE = [*(f"{kind}=0.1" for kind in STRIKES), "all=0.1"]
 CONDITIONS_ALONE = [
     *("bad-services=2", "bad-enterprises=1", "heavy-pages=15", "heavy-windows=30", "heavy-ids=4", "revoke=15"),
