@@ -24,6 +24,10 @@ class Cursors:
         """A part goes on at such a cursor."""
         self._trying = True
 
+    def unanswered(self) -> None:
+        """A part that went on at such a cursor came to nothing before the platform answered it: another may try."""
+        self._trying = False
+
     def found(self, *, lead_on: bool) -> None:
         """The platform has answered one."""
         self._lead_on = lead_on

@@ -227,6 +227,7 @@ class Pool:
         good = tuple(service for service in shard.service_ids if service not in bad)
         self._tally.shards_planned -= 1
         if not good:
+            self._give_up_cursor(position, scope)
             return
         rest = msgspec.structs.replace(shard, service_ids=good)
         if rest != item.shard and not item.closing:
@@ -239,6 +240,7 @@ class Pool:
     def _fail(self, item: Item, error: PlatformError, scope: Scope) -> None:
         """Name what is left for the next run: of a pack, each enterprise with its services."""
         shard = item.shard
+        self._give_up_cursor(item.position, scope)
         self._failed.update(shard.service_ids)
         enterprises: dict[str | None, list[str]] = {}
         for service in shard.service_ids:
@@ -251,6 +253,11 @@ class Pool:
                 services=tuple(services),
                 window=(shard.window.start, shard.window.end),
             )
+
+    def _give_up_cursor(self, position: Position, scope: Scope) -> None:
+        """A part that was to find out whether the platform takes a cursor elsewhere goes on no more."""
+        if position.elsewhere:
+            scope.cursors.unanswered()
 
 
 LITTLE = 0.05

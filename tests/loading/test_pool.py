@@ -22,6 +22,7 @@ from fetcher.errors import (
     PausedError,
     PlatformError,
     TooHeavyError,
+    UnavailableError,
 )
 from fetcher.loading.aside import Aside
 from fetcher.loading.beginning import Beginning
@@ -339,6 +340,32 @@ def test_a_platform_that_refuses_such_a_cursor_is_asked_once(world: Callable[...
     assert set(case.orders) == set(ids(connector.orders))
     assert len(connector.requests) <= 40 * 1.5
     assert case.checkpoint.begun() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnavailableError(PATH, "down"), InvalidRequestError(PATH, "Invalid ServiceIds", status=400)],
+    ids=["fails", "is left out"],
+)
+def test_a_cursor_that_was_not_answered_elsewhere_is_tried_by_another_walk(error: PlatformError) -> None:
+    tried, others = shards(0)[0], shards(*range(1, SERVICES))
+
+    def trouble(request: OrdersRequest, _matching: int) -> None:
+        if service(0) in request.service_ids:
+            raise error
+
+    connector = FakeConnector(hourly(60, SERVICES), trouble)
+
+    async def play() -> Case:
+        case = Case(connector)
+        await case.walk(*others)
+        case.scope.cursors.trying()
+        await case.pool.walk([(tried, Position(connector.orders[0]["Id"], 10, elsewhere=True))], case.scope)
+        return case
+
+    case = run_virtually(play)
+    assert case.tally.shards_done == len(others)
+    assert case.scope.cursors.most(7) == 1
 
 
 def test_what_goes_on_at_a_cursor_survives_an_order_whose_time_cannot_be_read() -> None:
