@@ -174,7 +174,8 @@ class RequestBudget:
                 other = None if self._memory is None else self._memory.take(place, until)
                 heapq.heappush(self._held, (until if other is None else max(until, other), place))
             elif self._held and self._held[0][0] < until:  # what is held here is more than that
-                heapq.heapreplace(self._held, (until, self._held[0][1]))
+                _, place = heapq.heapreplace(self._held, (until, self._held[0][1]))
+                self._others.discard(place)  # whatever the memory says of it: it is held for longer
 
     def left_over(self) -> list[float]:
         """For how many seconds from now each slot is held that is not free: what somebody else is to `inherit`."""

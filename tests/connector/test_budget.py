@@ -207,6 +207,22 @@ def test_what_the_last_process_sent_still_counts_in_the_next() -> None:
     assert run_virtually(scenario) == 0
 
 
+def test_what_is_inherited_is_held_also_in_slots_that_another_process_left_on_their_way() -> None:
+    async def scenario() -> tuple[int, int]:
+        memory = Remembered()
+        memory.times = {place: anyio.current_time() + 70 for place in range(5)}
+        budget = RequestBudget(10, 30.0, memory=memory)
+        budget.inherit([110.0] * 10)
+        await anyio.sleep(1)
+        assert budget.used == 10  # which looks at the memory again
+        await anyio.sleep(108)
+        still = budget.used
+        await anyio.sleep(2)
+        return still, budget.used
+
+    assert run_virtually(scenario) == (10, 0)
+
+
 def test_processes_that_send_a_little_each_do_not_forget_for_one_another() -> None:
     async def scenario() -> int:
         memory, window = Remembered(), Window(10, 5.0)
