@@ -15,10 +15,11 @@ Slots travel by the sink, because that is the one thing that both owners know, a
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -27,6 +28,7 @@ from fetcher.errors import FetcherError, SinkError, TakenOverError, first_error
 from fetcher.sinks.base import Predecessor, Progress, Sink
 from fetcher.sinks.writer import Offload
 
+T = TypeVar("T")
 log = logging.getLogger("fetcher")
 
 
@@ -57,7 +59,7 @@ class Ownership:
     """
 
     SECONDS = 20.0
-    """Of the right to send, since the sink was asked. It may be late to answer, for a commit takes its time."""
+    """Of the right to send, since the sink was asked (see `_ask`)."""
     ASKS_SECONDS = 5.0
     """From one answer to the next question."""
 
@@ -73,8 +75,7 @@ class Ownership:
             SinkError: it cannot be done.
         """
         budgets = self._owner.budgets()
-        asked = anyio.current_time()
-        taken = await self._offload(self._sink.take, list(budgets), self._owner.place)
+        asked, taken = await self._ask(self._sink.take, list(budgets), self._owner.place)
         for name, budget in budgets.items():
             budget.allow_until(asked + self.SECONDS)
             if (before := taken.predecessors.get(name)) is not None:
@@ -85,9 +86,8 @@ class Ownership:
         """Ask again and again whether it still is the owner; never ends by itself."""
         while True:
             await anyio.sleep(self.ASKS_SECONDS)
-            asked = anyio.current_time()
             try:
-                lost = await self._offload(self._sink.lost)
+                asked, lost = await self._ask(self._sink.lost)
             except SinkError:  # whoever commits will be told so; until the sink is back, nothing is sent for long
                 continue
             for name, budget in self._owner.budgets().items():
@@ -129,6 +129,18 @@ class Ownership:
             if not failed:
                 with anyio.CancelScope(shield=True):
                     await self.hand_over()
+
+    async def _ask(self, function: Callable[..., T], *arguments: object) -> tuple[float, T]:
+        """When the sink was asked, and its answer.
+
+        That is when its turn comes: it waits for a commit, which may take longer than the right to send lasts.
+        """
+        now = asyncio.get_running_loop().time
+
+        def ask() -> tuple[float, T]:
+            return now(), function(*arguments)
+
+        return await self._offload(ask)
 
     def _inheritance(self, name: str, before: Predecessor, budget: RequestBudget) -> Sequence[float]:
         if before.place is not None and before.place == self._owner.place:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import TaskGroup
 
@@ -18,6 +20,7 @@ from fetcher.sinks.base import Predecessor, Taken
 from tests.simulation import KeyedSink, inline
 from tests.virtual import run_virtually
 
+T = TypeVar("T")
 REQUESTS, PER_SECONDS, ARRIVAL_SECONDS = 20, 7.0, 12.0
 
 
@@ -243,3 +246,30 @@ def test_what_is_remembered_where_both_look_is_not_waited_for() -> None:
 
     assert run_virtually(scenario, "here") == 0
     assert run_virtually(scenario, "elsewhere") == 5
+
+
+def test_commits_that_take_longer_than_the_right_to_send_lasts_do_not_keep_an_owner_from_sending() -> None:
+    async def scenario() -> int:
+        register, turn, allowed = Register(), anyio.Lock(), 0
+
+        async def offload(function: Callable[..., T], *arguments: object) -> T:
+            async with turn:
+                return function(*arguments)
+
+        async def commit() -> None:
+            while True:
+                async with turn:
+                    await anyio.sleep(Ownership.SECONDS + 5)
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as world:
+            machine = Machine(SlidingWindow(REQUESTS, PER_SECONDS), random.Random(1), world)
+            async with Ownership(RegisteredSink(register), offload, machine).held():
+                world.start_soon(commit)
+                for _ in range(500):
+                    await anyio.sleep(1)
+                    allowed += machine.budget.allowed
+                world.cancel_scope.cancel()
+        return allowed
+
+    assert run_virtually(scenario) > 350
