@@ -55,6 +55,7 @@ from fetcher.processes.messages import (
     Told,
 )
 from fetcher.processes.open_files import connections_for
+from fetcher.processes.silence import move_on_after_awake
 from fetcher.report import Failure, Tally
 from fetcher.sinks.base import Progress
 from fetcher.sinks.writer import Delivery, deliver
@@ -319,7 +320,7 @@ class Crew:
 
     async def _next(self, member: _Member) -> Message | None:
         """The next message of a loader; `None`: it is gone, or as good as that."""
-        with anyio.move_on_after(member.seconds):
+        with move_on_after_awake(member.seconds):
             message = await member.loader.receive()
             member.seconds = SILENT_SECONDS
             return message
