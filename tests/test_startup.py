@@ -168,7 +168,9 @@ def test_plain_arguments_are_read_as_typer_reads_them(arguments: str) -> None:
     if read is None:
         assert listed[-1].endswith("=")
         return
-    assert structs.asdict(read) == command.make_context("run", listed).params
+    params = command.make_context("run", listed).params
+    params["config"] = Path(params["config"])  # the oldest typer makes it one later
+    assert structs.asdict(read) == params
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,8 @@ class View:
         await self._group.__aexit__(None, None, None)
         if self._live is not None:
             self._live.stop()
+        elif not self._quiet and not (console := self._console()).is_terminal:
+            self._lines(console, everybody=False)  # how it ended, however soon that was
 
     async def _repeat(self) -> None:
         next_line = anyio.current_time() + LINE_SECONDS
