@@ -38,6 +38,7 @@ from fetcher.simulator.process import config_document
 from fetcher.simulator.virtual import MemoryTransport, run_virtually
 from fetcher.simulator.world import MICROS, micros
 from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink
+from fetcher.sinks.base import note_changes
 
 T = TypeVar("T")
 
@@ -90,11 +91,7 @@ class Recorder(Sink):
         for page in batch.pages:
             new[page.portfolio] += sum(self.rows.get(id_) != updated for id_, updated in page.payload)
             self.rows.update(page.payload)
-        for name, record in batch.progress.items():
-            if record is None:
-                self.progress.pop(name, None)
-            else:
-                self.progress[name] = record
+        note_changes(self.progress, batch.progress)
         return new
 
     def holdings(self) -> Holdings:

@@ -57,7 +57,7 @@ from fetcher.simulator.virtual import MemoryTransport
 from fetcher.simulator.world import DAY, MICROS, micros
 from fetcher.sinks import Batch, EncodedPage, Holdings, Page, Progress, Sink, make_sink
 from fetcher.sinks.appending.versions import normal_time, version_of_line
-from fetcher.sinks.base import RejectedRow, kept_aside, rejected_row
+from fetcher.sinks.base import RejectedRow, kept_aside, note_changes, rejected_row
 from tests.spending import Traffic, allowance, allowance_again, more_for_faults
 from tests.virtual import run_virtually
 
@@ -220,11 +220,7 @@ class KeyedSink(Sink):
         for key in gone:
             self.aside.pop(key, None)
         self.aside |= {(row.portfolio, row.key): row for row in rows}
-        for name, record in batch.progress.items():
-            if record is None:
-                self.progress.pop(name, None)
-            else:
-                self.progress[name] = record
+        note_changes(self.progress, batch.progress)
         return new
 
     def holdings(self) -> Holdings:

@@ -57,7 +57,7 @@ from fetcher.processes.messages import (
 from fetcher.processes.open_files import connections_for
 from fetcher.processes.silence import move_on_after_awake
 from fetcher.report import Failure, Tally
-from fetcher.sinks.base import Progress
+from fetcher.sinks.base import Progress, note_changes
 from fetcher.sinks.writer import Delivery, deliver
 
 if TYPE_CHECKING:  # a run does without
@@ -363,12 +363,8 @@ class Crew:
         changes = parcel.changes
         if self._send is not None:
             await deliver(self._send, Delivery(portfolio=parcel.portfolio, page=parcel.page, accept=lambda: changes))
-        records = {} if self._records is None else self._records
-        for name, record in changes.items():  # only now: who is cancelled in between has not delivered it
-            if record is None:
-                records.pop(name, None)
-            else:
-                records[name] = record
+        if self._records is not None:  # as it is whenever a page comes: loaders begin once the sink is open
+            note_changes(self._records, changes)  # only now: who is cancelled in between has not delivered it
 
     async def _settle(self, member: _Member, message: Settle) -> None:
         claimed = await self._claims.settle(message.portfolio, message.refused, message.begun)

@@ -167,6 +167,15 @@ def kept_aside(pages: Iterable[EncodedPage]) -> tuple[set[tuple[str, str]], list
     return gone, list(rows.values())
 
 
+def note_changes(records: Progress, changes: Mapping[str, str | None]) -> None:
+    """Have `records` say what they say once `changes` are committed: a record that is `None` is there no more."""
+    for name, record in changes.items():
+        if record is None:
+            records.pop(name, None)
+        else:
+            records[name] = record
+
+
 def portfolios_of(batch: Batch) -> set[str]:
     """The portfolios of which a batch has anything."""
     return {page.portfolio for page in batch.pages} | {name.partition("/")[0] for name in batch.progress}
@@ -308,6 +317,7 @@ class Sink(ABC):
         Raises:
             SinkError: it cannot be done now.
         """
+        # Nobody calls it of a sink that is not shared, and of one that is it has to be there.
         raise NotImplementedError(f"{type(self).__name__} is not shared")
 
     def lost(self) -> Collection[str]:

@@ -33,6 +33,38 @@ from tests.virtual import run_virtually
 SIZE = Size(portfolios=1, enterprises=2, services=12, orders=200, years=0.8)
 
 
+async def run_later(
+    platform: SimulatedPlatform, url: str, later: float, services: list[str] | None = None, *, full: bool = False
+) -> Report:
+    """A run by a machine whose clock is right, so many seconds after the first.
+
+    Args:
+        platform: what is loaded from.
+        url: the sink's.
+        later: seconds.
+        services: these alone.
+        full: whether all is read again.
+    """
+    transport = VirtualTransport(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
+    transport.offset = later
+    document = config_document(platform, "http://127.0.0.1:1")
+    portfolios = document["portfolios"]
+    if services is not None:
+        portfolios = [{**one, "service_ids": services} for one in portfolios]
+    orders = {"updated_from": "2025-01-30T00:00:00Z"}
+    config = make_config({**document, "portfolios": portfolios, "orders": orders, "sink": {"url": url}})
+    async with Job(
+        config,
+        sink=make_sink(url),
+        full=full,
+        transport=transport,
+        offload=inline,
+        chance=random.Random(1),
+        ours=transport.now,
+    ) as job:
+        return await job.run()
+
+
 class Refusing(VirtualTransport):
     """A platform that answers no query of one enterprise's services for more than a day of orders."""
 
@@ -89,20 +121,13 @@ def test_a_service_that_is_not_there_while_all_is_read_again_does_not_come_twice
     platform = SimulatedPlatform(world, Behaviour(), None, 3)
     url = f"{kind}:{tmp_path / 'orders'}"
 
-    async def run(later: float, services: list[str], *, full: bool = False) -> Report:
-        transport = VirtualTransport(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
-        transport.offset = later
-        document = config_document(platform, "http://127.0.0.1:1")
-        portfolios = [{**one, "service_ids": services} for one in document["portfolios"]]
-        orders = {"updated_from": "2025-01-30T00:00:00Z"}
-        config = make_config({**document, "portfolios": portfolios, "orders": orders, "sink": {"url": url}})
-        async with Job(config, sink=make_sink(url), full=full, transport=transport, offload=inline) as job:
-            return await job.run()
-
     some = world.service_ids[::2]
     gone = next(n for n in range(SIZE.orders) if world.service_of(world.order_id(n)) not in some)
     for day, services, full in ((0, world.service_ids, False), (1, some, True), (2, world.service_ids, False)):
-        report = run_virtually(lambda day=day, services=services, full=full: run(day * 86_400, services, full=full))
+        later = day * 86_400
+        report = run_virtually(
+            lambda later=later, services=services, full=full: run_later(platform, url, later, services, full=full)
+        )
         assert report.complete, report.failed
         if full:
             world.update(gone, int((BEGIN + day * 86_400) * MICROS), "Started")
@@ -117,25 +142,9 @@ def test_what_comes_while_the_clock_is_ahead_does_not_come_twice_in_runs_soon_af
     platform = SimulatedPlatform(world, Behaviour(), parse_faults("skew-first=2"), 3)
     url = f"{kind}:{tmp_path / 'orders'}"
 
-    async def run(later: float) -> Report:
-        transport = VirtualTransport(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
-        transport.offset = later
-        document = config_document(platform, "http://127.0.0.1:1")
-        orders = {"updated_from": "2025-01-30T00:00:00Z"}
-        config = make_config({**document, "orders": orders, "sink": {"url": url}})
-        async with Job(
-            config,
-            sink=make_sink(url),
-            transport=transport,
-            offload=inline,
-            chance=random.Random(1),
-            ours=transport.now,
-        ) as job:
-            return await job.run()
-
     world.update(7, int((BEGIN + 1000 - 20) * MICROS), "Started")  # just before the first run
     for number in range(4):
-        report = run_virtually(lambda number=number: run(number * 60))
+        report = run_virtually(lambda number=number: run_later(platform, url, number * 60))
         assert report.complete, report.failed
         platform.faults = Faults()
     came = Counter(_keys(url, tmp_path))
@@ -148,18 +157,9 @@ def test_what_no_later_walk_brings_again_is_forgotten_at_the_end_of_each_run(tmp
     platform = SimulatedPlatform(world, Behaviour(), None, 3)
     url = f"jsonl:{tmp_path / 'orders'}"
 
-    async def run(later: float) -> Report:
-        transport = VirtualTransport(platform, Latency(0.05, 0.0), random.Random(5), seconds=30)
-        transport.offset = later
-        document = config_document(platform, "http://127.0.0.1:1")
-        orders = {"updated_from": "2025-01-30T00:00:00Z"}
-        config = make_config({**document, "orders": orders, "sink": {"url": url}})
-        async with Job(config, sink=make_sink(url), transport=transport, offload=inline) as job:
-            return await job.run()
-
     for day in range(3):
         world.update(day, int((BEGIN + 1000 + day * 86_400 - 20) * MICROS), "Started")  # just before the run
-        assert run_virtually(lambda day=day: run(day * 86_400)).complete
+        assert run_virtually(lambda day=day: run_later(platform, url, day * 86_400)).complete
         with sqlite3.connect(tmp_path / ".orders.fetcher") as db:
             assert db.execute("SELECT count(*) FROM recent").fetchone() == (1,), "what the next run reads again"
         db.close()

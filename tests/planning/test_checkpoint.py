@@ -26,6 +26,7 @@ from fetcher.planning.checkpoint import (
 from fetcher.planning.shards import ServiceRef, Shard, split_services, split_window
 from fetcher.planning.windows import Window, Windows, union
 from fetcher.report import Failure
+from fetcher.sinks.base import note_changes
 
 DAYS = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=number) for number in range(9)]
 SERVICES = ("a", "B", "c", "D", "e")  # a platform may write ids in capitals
@@ -199,18 +200,14 @@ class LifeOfRecords(RuleBasedStateMachine):
     def a_run_groups_its_services_anew(self, data: st.DataObject, known: set[str]) -> None:
         keys = sorted(self.accepted.begun)
         kept = data.draw(st.sets(st.sampled_from(keys))) if keys else set()
-        shards = [self.accepted.begun[key][0] for key in kept]
+        shards = [self.accepted.begun[key][0] for key in sorted(kept)]  # a set's order is another one each time
         self.checkpoint.regroup([ServiceRef("hotel", service) for service in known], shards)
         self.accepted.begun = {key: self.accepted.begun[key] for key in kept}
         # Ids of services that are not there today are only known in small letters, which is as good.
 
     @rule()
     def a_batch_is_committed(self) -> None:
-        for name, text in self.checkpoint.take_changes().items():
-            if text is None:
-                self.records.pop(name, None)
-            else:
-                self.records[name] = text
+        note_changes(self.records, self.checkpoint.take_changes())
         self.durable = deepcopy(self.accepted)
 
     @rule()
